@@ -1,0 +1,618 @@
+"""Measure one pipeline in fresh processes: throughput, waiting, memory.
+
+Called by every lesson and by the benchmark. Definitions of the figures: `Measurement`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import html
+import importlib.metadata
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import psutil
+
+from helpers import memory
+from helpers.accelerator import (
+    GpuSampler,
+    ceiling,
+    framework_gpu_peak_mib,
+    gpus,
+    keras_device,
+    resident_batch,
+    to_device,
+)
+from helpers.child import ChildResult, report, run
+from helpers.images import ImageFiles
+
+__all__ = ["Measurement", "machine", "measure", "measure_ceiling"]
+
+_MAX_STEPS_KEPT = 200
+_MAX_TIMELINE = 200
+_REPORT_EVERY_S = 0.05
+_VERSIONED = ("tensorflow", "keras", "numpy", "opencv-python-headless", "opencv-python")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one pipeline did on one machine. A figure that was not measured is None, never zero.
+
+    Attributes
+    ----------
+    outcome : str
+        As in `child.ChildResult`; ``finished`` when every run finished, else the first other outcome, with `error`.
+    batches_done, images_done : int
+        Delivered in the first run, also when it did not finish.
+    images_per_s : float
+        The pipeline alone: images over wall time of one epoch, first batch excluded (DS-Analyzer). Median of the runs.
+    first_batch_s : float
+        From the call of the pipeline to its first batch.
+    first_epoch_images_per_s : float
+        Images over wall time from the call of the pipeline to the end of its first epoch: nothing excluded. The figure
+        for comparing a pipeline that does its work before the first batch with one that does it batch by batch.
+    cores_busy : float
+        CPU time of the process tree over wall time, pipeline alone.
+    ceiling_images_per_s : float
+        The accelerator alone, fed one resident batch again and again.
+    together_images_per_s : float
+        Training on the pipeline, each step synchronised, first step excluded.
+    predicted_images_per_s : float
+        min(alone, ceiling): what a pipeline that runs beside the accelerator could reach (DS-Analyzer).
+    predicted_serial_images_per_s : float
+        1 / (1/alone + 1/ceiling): what to expect where both share the same cores. Only for a model on the CPU.
+    utilisation_percent : float
+        Time in the accelerator over total time, first step excluded (AU of MLPerf Storage).
+    wait_ms_p50, wait_ms_p95, wait_ms_max : float
+        Time in ``next()`` per step, while training.
+    peak_mib : float
+        Largest memory held by the process tree, pipeline alone: what the kernel cannot drop
+        (`memory.TreeMemory.held_mib`). Largest of the runs.
+    baseline_mib : float
+        The same just before the pipeline is built, imports included.
+    training_peak_mib : float
+        The same as `peak_mib`, while training.
+    peak_file_mib, peak_rss_mib, highest_rss_mib : float
+        Mapped files apart; sum of RSS; the kernel's own VmHWM of the process, as a cross-check.
+    growth_mib_per_1000_files, growth_mib_per_epoch : float
+        Fitted to runs with a quarter of the files and with all, and to three epochs.
+    gpu_busy_percent, gpu_peak_mib, framework_gpu_peak_mib : float
+        NVML's busy share and memory while training, and the peak by the framework's own allocator.
+    device : str
+        Where Keras computed.
+    wait_ms, compute_ms : tuple of float
+        The first steps of the training, for the timeline.
+    memory_timeline : tuple of (float, float)
+        Seconds since the process started and memory held in MiB, pipeline alone.
+    runs_images_per_s, runs_together_images_per_s : tuple of float
+        Each run's figure, in order: the spread.
+    dataset, machine, versions : dict
+        What was read, where, with what.
+    date : str
+        ISO 8601, UTC.
+    """
+
+    name: str
+    outcome: str
+    error: str | None
+    files: int
+    image_size: tuple[int, int]
+    batch_size: int
+    dtype: str | None
+    batches_done: int
+    images_done: int
+    images_per_s: float | None
+    first_batch_s: float | None
+    first_epoch_images_per_s: float | None
+    cores_busy: float | None
+    peak_mib: float
+    baseline_mib: float | None
+    peak_file_mib: float
+    peak_rss_mib: float
+    highest_rss_mib: float | None
+    memory_method: str
+    budget_mib: float | None
+    growth_mib_per_1000_files: float | None = None
+    growth_mib_per_epoch: float | None = None
+    accelerator: str | None = None
+    accelerator_kind: str | None = None
+    device: str | None = None
+    ceiling_images_per_s: float | None = None
+    together_images_per_s: float | None = None
+    predicted_images_per_s: float | None = None
+    predicted_serial_images_per_s: float | None = None
+    utilisation_percent: float | None = None
+    wait_ms_p50: float | None = None
+    wait_ms_p95: float | None = None
+    wait_ms_max: float | None = None
+    training_peak_mib: float | None = None
+    gpu_busy_percent: float | None = None
+    gpu_peak_mib: float | None = None
+    framework_gpu_peak_mib: float | None = None
+    wait_ms: tuple[float, ...] = field(default=(), repr=False)
+    compute_ms: tuple[float, ...] = field(default=(), repr=False)
+    memory_timeline: tuple[tuple[float, float], ...] = field(default=(), repr=False)
+    runs_images_per_s: tuple[float, ...] = ()
+    runs_together_images_per_s: tuple[float, ...] = ()
+    dataset: dict = field(default_factory=dict, repr=False)
+    machine: dict = field(default_factory=dict, repr=False)
+    versions: dict = field(default_factory=dict, repr=False)
+    date: str = ""
+
+    @property
+    def stall_percent(self) -> float | None:
+        """Share of the training in which the accelerator waited, in per cent."""
+        return None if self.utilisation_percent is None else 100 - self.utilisation_percent
+
+    def to_json(self) -> str:
+        """Return one line of JSON that `from_json` reads back without loss."""
+        return json.dumps(asdict(self), allow_nan=False, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> Measurement:
+        """Read one line written by `to_json`.
+
+        Raises
+        ------
+        ValueError
+            If the line is no JSON, or no measurement.
+        """
+        values = json.loads(line)
+        if not isinstance(values, dict):
+            raise ValueError(f"not a measurement: {line[:60]!r}")
+        known = {entry.name for entry in fields(cls)}
+        try:
+            return cls(**{key: _as_tuple(value) for key, value in values.items() if key in known})
+        except TypeError as error:
+            raise ValueError(f"not a measurement: {error}") from None
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return the figures that were measured, as names and values with units."""
+        budget = f" of {self.budget_mib:,.0f} MiB budget" if self.budget_mib else ""
+        baseline = (
+            f", {self.peak_mib - self.baseline_mib:,.0f} above the start" if self.baseline_mib is not None else ""
+        )
+        rows = [("outcome", self.outcome + (f": {self.error}" if self.error else ""))]
+        rows += [
+            ("delivered", f"{self.images_done:,} images in {self.batches_done:,} batches, {self.files:,} files given")
+        ]
+        rows += _row("pipeline alone", self.images_per_s, "{:,.0f} images/s" + _spread(self.runs_images_per_s))
+        rows += _row("first batch after", self.first_batch_s, "{:.2f} s")
+        rows += _row("first epoch, all included", self.first_epoch_images_per_s, "{:,.0f} images/s")
+        rows += _row("CPU cores busy", self.cores_busy, "{:.1f}")
+        rows += [("peak memory", f"{self.peak_mib:,.0f} MiB{budget}{baseline}")]
+        rows += _row("growth", self.growth_mib_per_1000_files, "{:,.0f} MiB per 1,000 files")
+        rows += _row("growth per epoch", self.growth_mib_per_epoch, "{:,.1f} MiB")
+        rows += _row(f"accelerator alone ({self.accelerator})", self.ceiling_images_per_s, "{:,.0f} images/s")
+        spread = _spread(self.runs_together_images_per_s)
+        rows += _row("together", self.together_images_per_s, "{:,.0f} images/s" + spread)
+        rows += _row("predicted, side by side", self.predicted_images_per_s, "{:,.0f} images/s")
+        rows += _row("predicted, sharing the cores", self.predicted_serial_images_per_s, "{:,.0f} images/s")
+        rows += _row("accelerator busy", self.utilisation_percent, "{:.0f} % of the time")
+        if self.wait_ms_p50 is not None:
+            waits = f"{self.wait_ms_p50:.0f} / {self.wait_ms_p95:.0f} / {self.wait_ms_max:.0f} ms"
+            rows.append(("waited per step, p50 / p95 / max", waits))
+        rows += _row("peak memory, training", self.training_peak_mib, "{:,.0f} MiB")
+        rows += _row("GPU busy (NVML)", self.gpu_busy_percent, "{:.0f} %")
+        rows += _row("GPU memory peak (NVML)", self.gpu_peak_mib, "{:,.0f} MiB")
+        return rows
+
+    def __str__(self) -> str:
+        rows = self.rows()
+        width = max(len(key) for key, _ in rows)
+        return "\n".join([self.name] + [f"  {key:<{width}}  {value}" for key, value in rows])
+
+    def _repr_html_(self) -> str:
+        cells = "".join(
+            "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(text)}</td>" for text in row) + "</tr>"
+            for row in self.rows()
+        )
+        return f"<table><caption><b>{html.escape(self.name)}</b></caption>{cells}</table>{self._memory_svg()}"
+
+    def _memory_svg(self) -> str:
+        """Draw memory over time in a strip small enough to stand under the table."""
+        if len(self.memory_timeline) < 2:
+            return ""
+        width, height = 480, 48
+        end = self.memory_timeline[-1][0] or 1
+        top = max(self.peak_mib, 1) * 1.05
+        points = " ".join(f"{t / end * width:.1f},{height - mib / top * height:.1f}" for t, mib in self.memory_timeline)
+        return (
+            f"<svg width='{width}' height='{height + 16}' role='img' aria-label='memory over time'>"
+            f"<polyline points='{points}' fill='none' stroke='#0072B2' stroke-width='1.5'/>"
+            f"<text x='0' y='{height + 13}' font-size='11' fill='currentColor'>"
+            f"memory held, 0 to {end:.1f} s; top {self.peak_mib:,.0f} MiB</text></svg>"
+        )
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(_as_tuple(part) for part in value) if isinstance(value, list) else value
+
+
+def _row(label: str, value: float | None, form: str) -> list[tuple[str, str]]:
+    return [] if value is None else [(label, form.format(value))]
+
+
+def _spread(runs: tuple[float, ...]) -> str:
+    return f" (median of {len(runs)}: {min(runs):,.0f} to {max(runs):,.0f})" if len(runs) > 1 else ""
+
+
+def measure(
+    pipeline: Callable,
+    files: ImageFiles,
+    *,
+    accelerator: object | None = None,
+    memory_budget: float | None = None,
+    batches: int | None = None,
+    repeats: int = 1,
+    name: str | None = None,
+    image_size: tuple[int, int] = (224, 224),
+    batch_size: int = 32,
+    growth: bool = True,
+    timeout: float | None = None,
+) -> Measurement:
+    """Measure one pipeline; each run in a fresh child process, whatever happens to it.
+
+    Parameters
+    ----------
+    pipeline : callable
+        ``pipeline(files, *, image_size, batch_size, shuffle, seed) -> batches``; also one from a notebook cell.
+    files : ImageFiles
+        What it reads, once per run.
+    accelerator : KerasAccelerator or EmulatedAccelerator, optional
+        Then the pipeline also feeds it, in a run of its own, for the figures of training.
+    memory_budget : float, optional
+        In MiB, for each child process; see `child.run`.
+    batches : int, optional
+        Stop each run after this many batches; by default a run is one epoch.
+    repeats : int
+        Runs of each kind, alternating; medians are reported, and the spread.
+    name : str, optional
+        By default the pipeline's name.
+    growth : bool
+        Whether to measure how memory grows with files and epochs, in one more run.
+    timeout : float, optional
+        In seconds, for each run.
+
+    Returns
+    -------
+    Measurement
+
+    Raises
+    ------
+    ValueError
+        If there are no files, the pipeline yields nothing, or the budget does not hold the imports.
+    """
+    if not len(files):
+        raise ValueError("no files to measure with: find_images(folder) lists a folder's images")
+    if repeats < 1 or batch_size < 1 or (batches is not None and batches < 1):
+        raise ValueError(f"repeats={repeats}, batch_size={batch_size}, batches={batches}: each must be at least 1")
+    settings = {"image_size": tuple(image_size), "batch_size": batch_size}
+    limits = {"memory_budget": memory_budget, "timeout": timeout}
+    alone: list[ChildResult] = []
+    training: list[ChildResult] = []
+    for _ in range(repeats):
+        alone.append(run(_drain, pipeline, files, settings, batches, **limits))
+        if accelerator is not None and _all_finished(alone):
+            training.append(run(_train, pipeline, files, settings, batches, accelerator, **limits))
+        if not _all_finished(alone + training):
+            break
+    figures = {**_alone_figures(alone), **_training_figures(training, accelerator)}
+    if _all_finished(alone) and not figures["images_done"]:
+        raise ValueError(
+            f"{name or pipeline_name(pipeline)} yielded no batch from {len(files):,} files: check its loop"
+        )
+    if growth and _all_finished(alone):
+        figures |= _growth_figures(pipeline, files, settings, batches, limits, alone[0])
+    return Measurement(
+        name=name or pipeline_name(pipeline),
+        files=len(files),
+        budget_mib=memory_budget,
+        dataset=_describe_files(files),
+        machine=machine(),
+        versions=versions(),
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **settings,
+        **_first_failure(alone + training),
+        **figures,
+        **_predictions(figures, accelerator),
+    )
+
+
+def pipeline_name(pipeline: Callable) -> str:
+    """Return a pipeline's name for tables and figures."""
+    return getattr(pipeline, "__name__", type(pipeline).__name__)
+
+
+def measure_ceiling(
+    accelerator: object,
+    *,
+    image_size: tuple[int, int] = (224, 224),
+    batch_size: int = 32,
+    class_count: int = 10,
+    timeout: float | None = None,
+) -> float:
+    """Return the rate of an accelerator fed one resident batch again and again, in images/s, from a fresh process."""
+    return run(_ceiling_alone, accelerator, image_size, batch_size, class_count, timeout=timeout).unwrap()
+
+
+def _ceiling_alone(accelerator: object, image_size: tuple[int, int], batch_size: int, class_count: int) -> float:
+    step = accelerator.prepare(image_size, 3, class_count, [batch_size])
+    return ceiling(step, *to_device(*resident_batch(batch_size, image_size, 3, class_count), accelerator))
+
+
+# ---- inside the child process ----------------------------------------------------------------------------------------
+
+
+class _Progress:
+    """Counts what came, and tells the caller now and then."""
+
+    def __init__(self, baseline_mib: float):
+        self.state = {"batches": 0, "images": 0, "baseline_mib": baseline_mib}
+        self.next_report_at = 0.0
+        report(dict(self.state))
+
+    def add(self, images: int) -> None:
+        self.state["batches"] += 1
+        self.state["images"] += images
+        if (now := time.monotonic()) >= self.next_report_at:
+            self.next_report_at = now + _REPORT_EVERY_S
+            report(dict(self.state))
+
+
+def loaded(pipeline: Callable) -> Callable:
+    """Import what a pipeline of `helpers.pipelines` needs, so that it counts as baseline and not as pipeline."""
+    return pipeline.load() if hasattr(pipeline, "load") else pipeline
+
+
+def _limited(batches: Iterable, count: int | None) -> Iterable:
+    """Yield at most ``count`` batches, without asking for one more."""
+    for number, batch in enumerate(batches, 1):
+        yield batch
+        if number == count:
+            return
+
+
+def _drain(pipeline: Callable, files: ImageFiles, settings: dict, batches: int | None) -> dict:
+    """Iterate one epoch and do nothing with it."""
+    pipeline = loaded(pipeline)
+    process = psutil.Process()
+    progress = _Progress(memory.current().held_mib)
+    cpu_before = _cpu_seconds(process)
+    start = time.perf_counter()
+    first_images, first_at, dtype = 0, start, None
+    for images, _labels in _limited(pipeline(files, **settings), batches):
+        if not progress.state["batches"]:
+            first_at, first_images, dtype = time.perf_counter(), len(images), _dtype_name(images)
+        progress.add(len(images))
+    end = time.perf_counter()
+    rest = progress.state["images"] - first_images
+    return {
+        **progress.state,
+        "dtype": dtype,
+        # With one batch only there is no rest: then its own time is all there is.
+        "images_per_s": rest / (end - first_at) if rest else first_images / (end - start),
+        "first_batch_s": first_at - start,
+        "first_epoch_images_per_s": progress.state["images"] / (end - start),
+        "cores_busy": (_cpu_seconds(process) - cpu_before) / (end - start),
+        "highest_rss_mib": memory.peak_rss_mib(),
+    }
+
+
+def _train(pipeline: Callable, files: ImageFiles, settings: dict, batches: int | None, accelerator: object) -> dict:
+    """Feed one epoch to the accelerator, timing the wait and the work of each step."""
+    batch_size = min(settings["batch_size"], len(files))
+    class_count = max(len(files.class_names), 1)
+    sizes = [batch_size] + ([len(files) % batch_size] if len(files) % batch_size else [])
+    step = accelerator.prepare(settings["image_size"], 3, class_count, sizes)
+    resident = to_device(*resident_batch(batch_size, settings["image_size"], 3, class_count), accelerator)
+    ceiling_images_per_s = ceiling(step, *resident)
+    pipeline = loaded(pipeline)
+    progress = _Progress(memory.current().held_mib)
+    counts, waits, steps = [], [], []
+    with GpuSampler() as gpu:
+        iterator = iter(_limited(pipeline(files, **settings), batches))
+        before = time.perf_counter()
+        for images, labels in iterator:
+            ready = time.perf_counter()
+            step(images, labels)
+            done = time.perf_counter()
+            counts.append(len(labels))
+            waits.append(ready - before)
+            steps.append(done - ready)
+            progress.add(len(labels))
+            before = time.perf_counter()
+    skip = 1 if len(counts) > 1 else 0
+    total_s = sum(waits[skip:]) + sum(steps[skip:])
+    wait_ms = 1000 * np.array(waits[skip:])
+    return {
+        **progress.state,
+        "ceiling_images_per_s": ceiling_images_per_s,
+        "together_images_per_s": sum(counts[skip:]) / total_s if counts else None,
+        "utilisation_percent": 100 * sum(steps[skip:]) / total_s if counts else None,
+        "waits_ms": tuple(np.percentile(wait_ms, [50, 95, 100]).tolist()) if counts else (None, None, None),
+        "wait_ms": tuple(round(1000 * seconds, 3) for seconds in waits[:_MAX_STEPS_KEPT]),
+        "compute_ms": tuple(round(1000 * seconds, 3) for seconds in steps[:_MAX_STEPS_KEPT]),
+        "gpu_busy_percent": gpu.busy_percent,
+        "gpu_peak_mib": gpu.peak_mib,
+        "framework_gpu_peak_mib": framework_gpu_peak_mib() if accelerator.kind == "keras" else None,
+        "device": keras_device() if accelerator.kind == "keras" else None,
+    }
+
+
+def _epochs(pipeline: Callable, files: ImageFiles, settings: dict, batches: int | None, epochs: int) -> dict:
+    """Iterate several epochs and note the memory held at the end of each."""
+    pipeline = loaded(pipeline)
+    baseline_mib = memory.current().held_mib
+    built = pipeline(files, **settings)
+    held_mib = []
+    for _ in range(epochs):
+        for _batch in _limited(built, batches):
+            pass
+        held_mib.append(memory.current().held_mib)
+    return {"baseline_mib": baseline_mib, "held_mib": held_mib}
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    """Return the CPU time of a process and its children, in seconds; of those that ended, only the waited for."""
+    times = process.cpu_times()
+    total = times.user + times.system + times.children_user + times.children_system
+    for child in process.children(recursive=True):
+        try:
+            times = child.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system
+    return total
+
+
+def _dtype_name(images: object) -> str:
+    return getattr(images.dtype, "name", str(images.dtype))
+
+
+# ---- putting figures together ----------------------------------------------------------------------------------------
+
+
+def _all_finished(results: list[ChildResult]) -> bool:
+    return all(result.outcome == "finished" for result in results)
+
+
+def _first_failure(results: list[ChildResult]) -> dict:
+    for result in results:
+        if result.outcome != "finished":
+            return {"outcome": result.outcome, "error": result.error}
+    return {"outcome": "finished", "error": None}
+
+
+def _median(results: list[dict], key: str) -> float | None:
+    values = [result[key] for result in results if result[key] is not None]
+    return float(np.median(values)) if values else None
+
+
+def _alone_figures(results: list[ChildResult]) -> dict:
+    first = results[0]
+    values = [result.value for result in results if result.outcome == "finished"]
+    state = first.value or first.progress or {"batches": 0, "images": 0, "baseline_mib": first.baseline_mib}
+    return {
+        "batches_done": state["batches"],
+        "images_done": state["images"],
+        "baseline_mib": state["baseline_mib"],
+        "dtype": values[0]["dtype"] if values else None,
+        "images_per_s": _median(values, "images_per_s"),
+        "first_batch_s": _median(values, "first_batch_s"),
+        "first_epoch_images_per_s": _median(values, "first_epoch_images_per_s"),
+        "cores_busy": _median(values, "cores_busy"),
+        "highest_rss_mib": _median(values, "highest_rss_mib"),
+        "peak_mib": max(result.peak_mib for result in results),
+        "peak_file_mib": max(result.peak_file_mib for result in results),
+        "peak_rss_mib": max(result.peak_rss_mib for result in results),
+        "memory_method": first.method,
+        "memory_timeline": _thinned(first.timeline),
+        "runs_images_per_s": tuple(value["images_per_s"] for value in values),
+    }
+
+
+def _training_figures(results: list[ChildResult], accelerator: object | None) -> dict:
+    if accelerator is None:
+        return {}
+    figures = {"accelerator": accelerator.label, "accelerator_kind": accelerator.kind}
+    values = [result.value for result in results if result.outcome == "finished"]
+    if results:
+        figures["training_peak_mib"] = max(result.peak_mib for result in results)
+    if not values:
+        return figures
+    keys = ("ceiling_images_per_s", "together_images_per_s", "utilisation_percent")
+    gpu_keys = ("gpu_busy_percent", "gpu_peak_mib", "framework_gpu_peak_mib")
+    for place, key in enumerate(("wait_ms_p50", "wait_ms_p95", "wait_ms_max")):
+        figures[key] = _median([{key: value["waits_ms"][place]} for value in values], key)
+    return {
+        **figures,
+        **{key: _median(values, key) for key in keys + gpu_keys},
+        "wait_ms": values[0]["wait_ms"],
+        "compute_ms": values[0]["compute_ms"],
+        "device": values[0]["device"],
+        "runs_together_images_per_s": tuple(value["together_images_per_s"] for value in values),
+    }
+
+
+def _growth_figures(
+    pipeline: Callable, files: ImageFiles, settings: dict, batches: int | None, limits: dict, all_files: ChildResult
+) -> dict:
+    """Compare a run over a quarter of the files with the run over all of them; fit three epochs."""
+    fewer = len(files) // 4
+    if fewer < 1:
+        return {}
+    epochs = 3
+    result = run(_epochs, pipeline, files.take(fewer), settings, batches, epochs, **limits)
+    if result.outcome != "finished":
+        return {}
+    above_start = all_files.peak_mib - all_files.value["baseline_mib"]
+    above_start_fewer = result.peak_mib - result.value["baseline_mib"]
+    return {
+        "growth_mib_per_1000_files": 1000 * (above_start - above_start_fewer) / (len(files) - fewer),
+        "growth_mib_per_epoch": float(np.polyfit(range(epochs), result.value["held_mib"], 1)[0]),
+    }
+
+
+def _predictions(figures: dict, accelerator: object | None) -> dict:
+    alone, top = figures["images_per_s"], figures.get("ceiling_images_per_s")
+    if alone is None or top is None:
+        return {}
+    predictions = {"predicted_images_per_s": min(alone, top)}
+    if accelerator.kind == "keras" and "cpu" in figures["device"]:
+        predictions["predicted_serial_images_per_s"] = 1 / (1 / alone + 1 / top)
+    return predictions
+
+
+def _thinned(timeline: list[tuple[float, float, float]]) -> tuple[tuple[float, float], ...]:
+    """Keep at most a few hundred points, the largest of each stretch."""
+    stride = -(-len(timeline) // _MAX_TIMELINE) or 1
+    stretches = (timeline[i : i + stride] for i in range(0, len(timeline), stride))
+    return tuple((round(part[0][0], 3), round(max(point[1] for point in part), 2)) for part in stretches)
+
+
+def _describe_files(files: ImageFiles) -> dict:
+    sample = files.paths[:: max(1, len(files) // 100)]
+    sizes = [os.path.getsize(path) for path in sample if os.path.exists(path)]
+    folder = os.path.basename(os.path.dirname(os.path.dirname(files.paths[0])))
+    mean_kb = round(sum(sizes) / len(sizes) / 1000, 1) if sizes else None
+    return {"name": folder, "images": len(files), "classes": len(files.class_names), "mean_kb_per_image": mean_kb}
+
+
+def machine() -> dict:
+    """Return what identifies a machine for comparisons, and no name of its owner: CPU, cores, memory, GPUs, system."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_mib": round(memory.total_mib()),
+        "gpus": gpus(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict:
+    """Return the versions of what the figures depend on, without importing it."""
+    found = {"python": platform.python_version(), "keras backend": os.environ.get("KERAS_BACKEND", "tensorflow")}
+    for package in _VERSIONED:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

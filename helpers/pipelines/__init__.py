@@ -1,0 +1,34 @@
+"""The finished pipelines of the lessons, by name, in the course's order.
+
+The modules beside this file are generated from the notebooks' exported cells (``make export``); this list is written by
+hand. A pipeline's framework is imported when it is first called, so that importing this package stays cheap.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable
+
+from helpers.images import ImageFiles
+
+__all__ = ["PIPELINES"]
+
+
+class _Pipeline:
+    """A pipeline that imports its module when it is needed."""
+
+    def __init__(self, name: str):
+        self.__name__ = name
+
+    def load(self) -> Callable:
+        """Import and return the function itself."""
+        return getattr(importlib.import_module(f"{__name__}.{self.__name__}"), self.__name__)
+
+    def __call__(self, files: ImageFiles, **settings: object) -> Iterable:
+        return self.load()(files, **settings)
+
+    def __repr__(self) -> str:
+        return f"<pipeline {self.__name__}>"
+
+
+PIPELINES = {name: _Pipeline(name) for name in ("load_everything",)}
