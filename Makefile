@@ -1,0 +1,61 @@
+# make course   set everything up, make the images, run the lessons, print the scoreboard
+# make lab      open the lessons in JupyterLab
+# make test     set everything up and test it, lessons included
+# make check    the static part of the tests, in seconds
+# make export   write helpers/pipelines/ and notebooks/exercises/ from the notebooks
+# make lock     write the requirements*.txt from the requirements*.in
+# make bench    print the figures that the helpers promise, side by side
+#
+# Every target makes .venv when it is missing or when the lock has changed. Another Python: make course PYTHON=python3.12
+
+VENV := .venv
+BIN := $(VENV)/bin
+READER := $(VENV)/installed-requirements
+MAINTAINER := $(VENV)/installed-requirements-dev
+LESSONS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
+SOLUTIONS := $(sort $(wildcard notebooks/solutions/*.ipynb))
+
+# What nbval and the tests see: few images, and no trace in the reader's own results.
+TEST_ENV := COURSE_IMAGES=240 COURSE_RESULTS=$(CURDIR)/build/test-results
+
+.PHONY: course lab test check export lock bench clean
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+course: $(READER)
+	$(BIN)/python tools/run_course.py $(if $(AGAIN),--again)
+
+lab: $(READER)
+	$(BIN)/jupyter lab notebooks
+
+test: check
+	rm -rf build/test-results
+	$(TEST_ENV) $(BIN)/python -m pytest tests --durations=10
+	$(TEST_ENV) $(BIN)/python -m pytest --nbval --nbval-cell-timeout=300 --nbval-sanitize-with=tests/nbval_sanitize.cfg \
+	    --timeout=0 -p no:cacheprovider $(LESSONS) $(SOLUTIONS)
+
+check: $(MAINTAINER)
+	$(BIN)/ruff check -q .
+	$(BIN)/ruff format -q --check --exclude '*.ipynb' .
+	$(BIN)/python tools/export.py --check
+	$(BIN)/python tools/check_notebooks.py
+
+export: $(MAINTAINER)
+	$(BIN)/python tools/export.py
+
+lock: $(MAINTAINER)
+	$(BIN)/python tools/lock.py
+
+bench: $(MAINTAINER)
+	$(BIN)/python benchmarks/sampler_cost.py
+
+clean:
+	rm -rf build $(VENV)
+
+$(READER): requirements.txt
+	@sh tools/set_up.sh "$(PYTHON)" $(VENV) requirements.txt
+	@touch $@
+
+$(MAINTAINER): requirements-dev.txt
+	@sh tools/set_up.sh "$(PYTHON)" $(VENV) requirements-dev.txt
+	@touch $@

@@ -1,0 +1,38 @@
+"""Write requirements*.txt from requirements*.in: one universal lock for Linux, macOS and Windows, Python 3.11 to 3.13."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCKS = ("requirements", "requirements-dev")
+OWN_PACKAGE = "-e .\n"
+
+
+def lock(name: str) -> None:
+    """Resolve one file; uv keeps the versions that it finds in the old lock."""
+    command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal", "--python-version", "3.11"]
+    command += ["--custom-compile-command", "make lock", f"{name}.in", "--output-file", f"{name}.txt"]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+def main() -> None:
+    """Resolve all files; end each with the course's own package, so that one ``pip install -r`` is a set-up."""
+    paths = [ROOT / f"{name}.txt" for name in LOCKS]
+    for path in paths:
+        if path.exists():  # uv refuses it in a file that constrains another
+            path.write_text(path.read_text().replace(OWN_PACKAGE, ""))
+    try:
+        for name in LOCKS:
+            lock(name)
+    finally:
+        for path in paths:
+            path.write_text(path.read_text() + OWN_PACKAGE)
+    for path in paths:
+        print(f"{path.name}: {sum('==' in line for line in path.read_text().splitlines())} packages")
+
+
+if __name__ == "__main__":
+    main()
