@@ -32,7 +32,7 @@ from helpers.accelerator import (
 from helpers.child import ChildResult, report, run
 from helpers.images import ImageFiles
 
-__all__ = ["Measurement", "machine", "measure", "measure_ceiling"]
+__all__ = ["Measurement", "machine", "measure", "measure_ceiling", "setting"]
 
 _MAX_STEPS_KEPT = 200
 _MAX_TIMELINE = 200
@@ -594,6 +594,14 @@ def machine() -> dict:
         "gpus": gpus(),
         "system": f"{platform.system()} {platform.machine()}",
     }
+
+
+def setting(files: ImageFiles, budget_mib: float) -> str:
+    """Return in one line what a lesson's figures depend on: this machine, this data set, this budget."""
+    here = machine()
+    gpu = ", ".join(here["gpus"]) or "no GPU"
+    hardware = f"{here['cpu']}, {here['cores']} cores, {here['memory_mib'] / 1024:.0f} GiB, {gpu}"
+    return f"{hardware} | {len(files):,} images, {len(files.class_names)} classes | budget {budget_mib:,.0f} MiB"
 
 
 def _cpu_name() -> str:

@@ -1,4 +1,4 @@
-"""Write requirements*.txt from requirements*.in: one universal lock for Linux, macOS and Windows, Python 3.11 to 3.13."""
+"""Write requirements*.txt from requirements*.in: one lock for Linux, macOS and Windows, Python 3.11 to 3.13."""
 
 from __future__ import annotations
 
