@@ -8,11 +8,13 @@ from __future__ import annotations
 import difflib
 import html
 import inspect
+import io
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython.display import Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
@@ -197,8 +199,8 @@ def step_timeline(measurements: Iterable[Measurement] | Measurement, *, steps: i
     return figure
 
 
-def show_images(images: Sequence[np.ndarray], titles: Sequence[str] = (), *, columns: int = 4) -> Figure:
-    """Show images in rows, with a title above each.
+def show_images(images: Sequence[np.ndarray], titles: Sequence[str] = (), *, columns: int = 4) -> Image:
+    """Show images in rows, with a title above each, as one JPEG: photographs weigh a fifth of what they do as PNG.
 
     Parameters
     ----------
@@ -206,14 +208,8 @@ def show_images(images: Sequence[np.ndarray], titles: Sequence[str] = (), *, col
         Each ``(height, width, 3)`` or ``(height, width, 1)``; uint8, or floats in [-1, 1], which are scaled back.
     """
     rows = -(-len(images) // columns)
-    figure, grid = plt.subplots(
-        rows,
-        columns,
-        figsize=(_WIDTH_IN, rows * _WIDTH_IN / columns * 0.85),
-        dpi=_DPI,
-        layout="constrained",
-        squeeze=False,
-    )
+    size_in = (_WIDTH_IN, rows * _WIDTH_IN / columns * 0.92)
+    figure, grid = plt.subplots(rows, columns, figsize=size_in, dpi=_DPI, layout="constrained", squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
     for number, (axes, image) in enumerate(zip(grid.flat, images, strict=False)):
@@ -223,8 +219,10 @@ def show_images(images: Sequence[np.ndarray], titles: Sequence[str] = (), *, col
         axes.imshow(image, cmap="gray" if image.shape[-1] == 1 else None)
         if number < len(titles):
             axes.set_title(titles[number], fontsize=9)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="jpeg", pil_kwargs={"quality": 85})
     plt.close(figure)
-    return figure
+    return Image(buffer.getvalue(), format="jpeg")
 
 
 class show_change:
