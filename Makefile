@@ -31,7 +31,7 @@ lab: $(READER)
 test: check
 	rm -rf build/test-results
 	$(TEST_ENV) $(BIN)/python -m pytest tests --durations=10
-	$(TEST_ENV) $(BIN)/python -m pytest --nbval --nbval-cell-timeout=300 --nbval-sanitize-with=tests/nbval_sanitize.cfg \
+	$(TEST_ENV) $(BIN)/python -m pytest --nbval --nbval-cell-timeout=300 \
 	    --timeout=0 -p no:cacheprovider $(LESSONS) $(SOLUTIONS)
 
 check: $(MAINTAINER)

@@ -7,12 +7,16 @@ one training step and comes back when it is done. Works under each Keras backend
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import threading
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +48,8 @@ class EmulatedAccelerator:
     @property
     def label(self) -> str:
         """Name for tables and figures; always says that it is emulated."""
-        return f"emulated, {self.images_per_s:,.0f} images/s"
+        rate = f"{self.images_per_s:,.0f}" if self.images_per_s >= 10 else f"{self.images_per_s:.2g}"
+        return f"emulated, {rate} images/s"
 
     def prepare(self, image_size: tuple[int, int], channels: int, class_count: int, batch_sizes: list[int]) -> Step:
         """Return the step; nothing needs to be built."""
@@ -104,7 +109,7 @@ class KerasAccelerator:
     @property
     def label(self) -> str:
         """Name for tables and figures."""
-        return self.build.__name__
+        return name_of(self.build)
 
     def prepare(self, image_size: tuple[int, int], channels: int, class_count: int, batch_sizes: list[int]) -> Step:
         """Build and compile the model, and run one step of each batch size so that no compilation is timed later."""
@@ -119,6 +124,13 @@ class KerasAccelerator:
             for _ in range(2):
                 step(images, labels)
         return step
+
+
+def name_of(function: Callable) -> str:
+    """Return a function's name for tables and figures; of a `functools.partial`, that of its function."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def resident_batch(batch_size: int, image_size: tuple[int, int], channels: int, class_count: int):
@@ -153,25 +165,35 @@ def to_device(images: np.ndarray, labels: np.ndarray, accelerator: object) -> tu
     return keras.ops.convert_to_tensor(images), keras.ops.convert_to_tensor(labels)
 
 
-def keras_device() -> str:
-    """Return where Keras computes by default, for example ``gpu:0`` or ``cpu:0``."""
+def keras_backend() -> str:
+    """Return the backend that Keras computes with: tensorflow, jax or torch."""
     import keras
 
+    return keras.backend.backend()
+
+
+def keras_device() -> str:
+    """Return where Keras computes by default, for example ``gpu:0``, ``cuda:0``, ``cpu:0`` or ``cpu``."""
+    import keras
+
+    if keras_backend() == "torch":  # has no list of devices in Keras
+        return str(keras.ops.zeros(1).device)
     names = [str(name).lower() for name in keras.distribution.list_devices()]
     return next((name for name in names if "cpu" not in name), names[0] if names else "cpu:0")
 
 
 def framework_gpu_peak_mib() -> float | None:
     """Return the GPU memory peak that the framework's own allocator counted, in MiB; None without a GPU."""
-    import keras
-
     if "cpu" in keras_device():
         return None
-    backend = keras.backend.backend()
+    backend, peak = keras_backend(), None
     if backend == "tensorflow":
         import tensorflow as tf
 
-        peak = tf.config.experimental.get_memory_info("GPU:0")["peak"]
+        try:
+            peak = tf.config.experimental.get_memory_info("GPU:0")["peak"]
+        except ValueError:  # no GPU, or one whose plug-in does not count
+            pass
     elif backend == "jax":
         import jax
 
@@ -179,9 +201,8 @@ def framework_gpu_peak_mib() -> float | None:
     elif backend == "torch":
         import torch
 
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        peak = None
+        if torch.cuda.is_available():
+            peak = torch.cuda.max_memory_allocated()
     return None if peak is None else peak / 2**20
 
 
@@ -198,7 +219,7 @@ def _nvml():
     try:
         yield pynvml
     finally:
-        pynvml.nvmlShutdown()
+        _told(pynvml, pynvml.nvmlShutdown)
 
 
 def gpus() -> list[str]:
@@ -206,12 +227,19 @@ def gpus() -> list[str]:
     with _nvml() as nvml:
         if nvml is None:
             return []
-        handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
-        return [_text(nvml.nvmlDeviceGetName(handle)) for handle in handles]
+        count = _told(nvml, nvml.nvmlDeviceGetCount) or 0
+        names = [
+            _told(nvml, lambda i=i: nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByIndex(i))) for i in range(count)
+        ]
+    return ["unknown GPU" if name is None else name for name in names]
 
 
-def _text(name: str | bytes) -> str:
-    return name.decode() if isinstance(name, bytes) else name
+def _told(nvml: ModuleType, read: Callable) -> Any:
+    """Return what the driver tells, or None where it refuses."""
+    try:
+        return read()
+    except nvml.NVMLError:
+        return None
 
 
 class GpuSampler:
@@ -222,9 +250,10 @@ class GpuSampler:
     busy_percent : float or None
         Mean share of time in which at least one kernel ran, in per cent: says nothing of how full the GPU was.
     peak_mib : float or None
-        Largest GPU memory in use by all programs, in MiB.
+        Largest GPU memory in use by all programs, in MiB. TensorFlow and JAX reserve most of a GPU at their start:
+        `framework_gpu_peak_mib` says what they use of it.
 
-    Both are None, not zero, where there is no GPU or the GPU does not tell.
+    Both are None, not zero, where there is no GPU, CUDA_VISIBLE_DEVICES hides it, or it does not tell.
     """
 
     def __init__(self, index: int = 0):
@@ -252,26 +281,38 @@ class GpuSampler:
 
     def _sample(self) -> None:
         with _nvml() as nvml:
-            if nvml is None:
-                return
-            try:
-                handle = nvml.nvmlDeviceGetHandleByIndex(_visible_index(self._index))
-            except nvml.NVMLError:
-                return
-            while not self._stop.is_set():
+            handle = None if nvml is None else _told(nvml, lambda: _visible_gpu(nvml, self._index))
+            while handle is not None:
                 # A GPU may refuse one figure and give the other (a partitioned one has no utilisation).
-                for store, read in (
-                    (self._busy, lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
-                    (self._used_mib, lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used / 2**20),
-                ):
-                    try:
-                        store.append(read())
-                    except nvml.NVMLError:
-                        pass
-                self._stop.wait(_GPU_SAMPLE_S)
+                busy = _told(nvml, lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+                used = _told(nvml, lambda: _used_bytes(nvml, handle))
+                if busy is not None:
+                    self._busy.append(busy)
+                if used is not None:
+                    self._used_mib.append(used / 2**20)
+                if self._stop.wait(_GPU_SAMPLE_S):
+                    return
 
 
-def _visible_index(index: int) -> int:
-    """Translate the framework's GPU number to NVML's: NVML does not heed CUDA_VISIBLE_DEVICES."""
-    visible = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
-    return int(visible[index]) if index < len(visible) and visible[index].isdigit() else index
+def _used_bytes(nvml: ModuleType, handle: object) -> int:
+    """Return the GPU memory in use; the first version of NVML's call counts what the driver reserves for itself too."""
+    used = _told(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2).used)
+    return nvml.nvmlDeviceGetMemoryInfo(handle).used if used is None else used
+
+
+def _visible_gpu(nvml: ModuleType, index: int) -> object | None:
+    """Return NVML's handle of the framework's GPU number ``index``: NVML does not heed CUDA_VISIBLE_DEVICES.
+
+    The variable lists GPUs by number or by UUID, and ends at the first entry that is neither, such as -1 (CUDA C
+    Programming Guide, "CUDA Environment Variables"). NVML numbers GPUs as CUDA does under CUDA_DEVICE_ORDER=PCI_BUS_ID.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return nvml.nvmlDeviceGetHandleByIndex(index)
+    entries = [entry.strip() for entry in visible.split(",")]
+    known = list(itertools.takewhile(lambda entry: entry.isdecimal() or entry.startswith(("GPU-", "MIG-")), entries))
+    if index >= len(known):
+        return None
+    if known[index].isdecimal():
+        return nvml.nvmlDeviceGetHandleByIndex(int(known[index]))
+    return nvml.nvmlDeviceGetHandleByUUID(known[index])

@@ -7,6 +7,7 @@ copied into another project needs this one file beside it.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,7 +22,9 @@ __all__ = ["ImageFiles", "course_images", "find_images", "read_image"]
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 DEFAULT_COURSE_IMAGES = 2000
 _PROJECT_ROOT = Path(__file__).resolve().parent.parent
-_JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+# A marker is 0xFF and a byte; but inside image data 0x00 makes 0xFF plain data, and 0xD0 to 0xD7 restart the decoder.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +70,17 @@ class ImageFiles:
         return f"ImageFiles({len(self):,} images, {len(self.class_names)} classes)"
 
     def select(self, indices: Sequence[int] | np.ndarray) -> ImageFiles:
-        """Return the images at ``indices``, in that order."""
-        indices = np.asarray(indices, dtype=np.int64)
+        """Return the images at ``indices``, in that order.
+
+        Raises
+        ------
+        TypeError
+            If they are no whole numbers; ``np.flatnonzero(mask)`` turns a mask into indices.
+        """
+        indices = np.asarray(indices)
+        if indices.size and not np.issubdtype(indices.dtype, np.integer):
+            raise TypeError(f"indices are {indices.dtype}: give whole numbers (np.flatnonzero(mask) makes them)")
+        indices = indices.astype(np.int64)
         return ImageFiles(tuple(self.paths[i] for i in indices), self.labels[indices], self.class_names)
 
     def take(self, count: int) -> ImageFiles:
@@ -125,7 +137,8 @@ def find_images(folder: str | os.PathLike) -> ImageFiles:
     """List the images in a folder that has one subfolder per class.
 
     Classes are the subfolders in alphabetical order; files are in alphabetical order within their class. Folders
-    inside a class folder belong to that class. Hidden files and files that are no images by their name are left out.
+    inside a class folder belong to that class. Hidden files and files that are no images by their name are left out,
+    and so are folders inside a class folder that are symbolic links: they could lead round in a circle.
 
     Parameters
     ----------
@@ -140,15 +153,21 @@ def find_images(folder: str | os.PathLike) -> ImageFiles:
     ------
     FileNotFoundError
         If the folder does not exist, or no image is in it.
+    NotADirectoryError
+        If it is a file.
+    PermissionError
+        If a folder may not be read.
     ValueError
-        If images lie in the folder itself: there is no class to give them.
+        If all images lie in the folder itself: there is no class to give them.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not folder.exists():
         raise FileNotFoundError(
-            f"{folder}: no such folder; python data_scripts/make_images.py makes images to start with"
+            f"{_printable(folder)}: no such folder; python data_scripts/make_images.py makes images to start with"
         )
-    class_folders = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{_printable(folder)}: a file; give the folder that holds the class folders")
+    class_folders = sorted(entry.name for entry in os.scandir(folder) if _is_class_folder(entry, folder))
     paths, labels, class_names = [], [], []
     for name in class_folders:
         members = _images_below(folder / name)
@@ -157,12 +176,19 @@ def find_images(folder: str | os.PathLike) -> ImageFiles:
             labels += [len(class_names)] * len(members)
             class_names.append(name)
     if not paths:
-        if any(_is_image(entry.name) for entry in os.scandir(folder)):
+        if any(_is_image(entry.name) and entry.is_file() for entry in os.scandir(folder)):
             raise ValueError(
-                f"{folder}: images but no class folders; move them to one subfolder per class (cat/, dog/)"
+                f"{_printable(folder)}: images but no class folders; move them to one subfolder per class (cat/, dog/)"
             )
-        raise FileNotFoundError(f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)}) in its class folders")
+        raise FileNotFoundError(f"{_printable(folder)}: no images ({', '.join(IMAGE_SUFFIXES)}) in class folders")
     return ImageFiles(tuple(paths), np.array(labels), tuple(class_names))
+
+
+def _is_class_folder(entry: os.DirEntry, folder: Path) -> bool:
+    """Leave out what is hidden, and a link back to the folder or above it: it would list every image twice."""
+    if entry.name[0] == "." or not os.path.isdir(entry.path):
+        return False
+    return not entry.is_symlink() or not folder.resolve().is_relative_to(Path(entry.path).resolve())
 
 
 def _is_image(name: str) -> bool:
@@ -170,11 +196,19 @@ def _is_image(name: str) -> bool:
 
 
 def _images_below(folder: Path) -> list[str]:
+    def refuse(error: OSError) -> None:
+        raise error  # os.walk would leave the folder out and say nothing
+
     found = []
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if name[0] != ".")
         found += [os.path.join(parent, name) for name in sorted(names) if _is_image(name)]
     return found
+
+
+def _printable(path: str | os.PathLike) -> str:
+    """Return a path as text that can be printed, also where its bytes are no UTF-8."""
+    return os.fspath(path).encode(errors="backslashreplace").decode()
 
 
 def read_image(path: str, *, image_size: tuple[int, int] | None = None, channels: int = 3) -> np.ndarray:
@@ -202,22 +236,27 @@ def read_image(path: str, *, image_size: tuple[int, int] | None = None, channels
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file holds no image, or a truncated JPEG; the message names the file.
+        If the file holds no image, or a truncated one; the message names the file.
     """
+    if channels not in (1, 3):
+        raise ValueError(f"channels is {channels}: give 3 for RGB or 1 for grayscale")
     with open(path, "rb") as file:
         data = file.read()
-    flag = {3: cv2.IMREAD_COLOR_RGB, 1: cv2.IMREAD_GRAYSCALE}[channels]
+    if not data:
+        raise ValueError(f"{_printable(path)}: an empty file; remove it or replace it")
+    if _is_truncated_jpeg(data):
+        found = f"truncated JPEG ({len(data):,} bytes and no end)"
+        raise ValueError(f"{_printable(path)}: {found}; copy or download it again")
+    flag = cv2.IMREAD_COLOR_RGB if channels == 3 else cv2.IMREAD_GRAYSCALE
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION) if data else None
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         if error.code == cv2.Error.STS_NO_MEM:
             raise
         image = None
     if image is None:
-        found = "an empty file" if not data else f"{len(data):,} bytes that OpenCV cannot decode"
-        raise ValueError(f"{path}: {found}; remove it or replace it")
-    if _is_truncated_jpeg(data):
-        raise ValueError(f"{path}: truncated JPEG ({len(data):,} bytes and no end); copy or download it again")
+        found = f"{len(data):,} bytes that OpenCV cannot decode"
+        raise ValueError(f"{_printable(path)}: {found}; remove it or replace it")
     if image_size is not None:
         height, width = image_size
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
@@ -227,13 +266,19 @@ def read_image(path: str, *, image_size: tuple[int, int] | None = None, channels
 def _is_truncated_jpeg(data: bytes) -> bool:
     """Tell whether a JPEG stops before its end-of-image marker.
 
-    OpenCV fills the missing part with grey and says nothing. Inside a scan every 0xFF is followed by 0x00, so a marker
-    there is a marker: a file is complete when its last end-of-image comes after its last start-of-scan (a thumbnail in
-    the header has both).
+    Decoders differ: OpenCV 4 fills the missing part with grey and says nothing, OpenCV 5 refuses the file. The segments
+    are followed one by one, because the end marker of a thumbnail in the header, or of whatever a camera appends, is
+    not the end of the image.
     """
     if not data.startswith(_JPEG_START) or data.endswith(_JPEG_END):
         return False
-    return data.rfind(_JPEG_END) < data.rfind(_JPEG_SCAN)
+    position = len(_JPEG_START)
+    while marker := _JPEG_MARKER.search(data, position):
+        if marker[0] == _JPEG_END:
+            return False
+        # Any other segment gives its length. The data of a scan follows its segment and ends at the next marker.
+        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
+    return True
 
 
 def course_images(count: int | None = None) -> ImageFiles:
@@ -248,8 +293,13 @@ def course_images(count: int | None = None) -> ImageFiles:
     ------
     RuntimeError
         If ``data_scripts/make_images.py`` could not make them; its message is included.
+    ValueError
+        If the count is no whole number above zero.
     """
-    count = int(os.environ.get("COURSE_IMAGES", DEFAULT_COURSE_IMAGES)) if count is None else count
+    wanted = os.environ.get("COURSE_IMAGES", DEFAULT_COURSE_IMAGES) if count is None else count
+    if not str(wanted).isdecimal() or int(wanted) < 1:
+        raise ValueError(f"{wanted!r} images: give a whole number above zero (count, or COURSE_IMAGES)")
+    count = int(wanted)
     folder = _PROJECT_ROOT / "data" / "generated"
     files = _first_images(folder, count)
     if len(files) < count:
@@ -264,7 +314,9 @@ def course_images(count: int | None = None) -> ImageFiles:
 
 def _first_images(folder: Path, count: int) -> ImageFiles:
     """Return the images numbered below ``count``; their file names are their numbers."""
-    if not folder.is_dir() or not any(folder.glob("*/*.jpg")):
+    try:
+        files = find_images(folder)
+    except FileNotFoundError:
         return ImageFiles((), np.array([], np.int64), ())
-    files = find_images(folder)
-    return files.select([i for i, path in enumerate(files.paths) if int(Path(path).stem) < count])
+    numbers = [Path(path).stem for path in files.paths]
+    return files.select([i for i, number in enumerate(numbers) if number.isdecimal() and int(number) < count])

@@ -6,13 +6,18 @@ Called by every lesson and by the benchmark. Definitions of the figures: `Measur
 from __future__ import annotations
 
 import datetime
+import functools
+import gc
 import html
 import importlib.metadata
+import itertools
 import json
+import math
+import operator
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -25,19 +30,23 @@ from helpers.accelerator import (
     ceiling,
     framework_gpu_peak_mib,
     gpus,
+    keras_backend,
     keras_device,
+    name_of,
     resident_batch,
     to_device,
 )
 from helpers.child import ChildResult, report, run
 from helpers.images import ImageFiles
+from helpers.pipelines import LazyPipeline
 
 __all__ = ["Measurement", "machine", "measure", "measure_ceiling", "setting"]
 
 _MAX_STEPS_KEPT = 200
 _MAX_TIMELINE = 200
 _REPORT_EVERY_S = 0.05
-_VERSIONED = ("tensorflow", "keras", "numpy", "opencv-python-headless", "opencv-python")
+_GROWTH_EPOCHS = 4
+_VERSIONED = ("tensorflow", "keras", "jax", "torch", "numpy", "opencv-python-headless", "opencv-python")
 
 
 @dataclass(frozen=True)
@@ -47,11 +56,13 @@ class Measurement:
     Attributes
     ----------
     outcome : str
-        As in `child.ChildResult`; ``finished`` when every run finished, else the first other outcome, with `error`.
+        As in `child.ChildResult`; ``finished`` when every run finished, else the first other outcome, with `error`,
+        which begins with "while training" where the pipeline alone had finished.
     batches_done, images_done : int
         Delivered in the first run, also when it did not finish.
     images_per_s : float
-        The pipeline alone: images over wall time of one epoch, first batch excluded (DS-Analyzer). Median of the runs.
+        The pipeline alone: images over wall time of one epoch, first batch excluded (DS-Analyzer); of a single batch,
+        its own time. Median of the runs.
     first_batch_s : float
         From the call of the pipeline to its first batch.
     first_epoch_images_per_s : float
@@ -81,9 +92,12 @@ class Measurement:
     peak_file_mib, peak_rss_mib, highest_rss_mib : float
         Mapped files apart; sum of RSS; the kernel's own VmHWM of the process, as a cross-check.
     growth_mib_per_1000_files, growth_mib_per_epoch : float
-        Fitted to runs with a quarter of the files and with all, and to three epochs.
+        Growth of the peak from a quarter of the files to all of them, and of the memory held from the second to the
+        fourth epoch of that quarter. Buffers that are still filling up count too, the more cores the longer: the
+        figures mean something from about a thousand files on. None where `measure` was told to stop before the end.
     gpu_busy_percent, gpu_peak_mib, framework_gpu_peak_mib : float
-        NVML's busy share and memory while training, and the peak by the framework's own allocator.
+        NVML's busy share and memory while training, and the peak by the framework's own allocator: TensorFlow and JAX
+        reserve most of a GPU at their start, so only the latter says what the training needs.
     device : str
         Where Keras computed.
     wait_ms, compute_ms : tuple of float
@@ -152,7 +166,7 @@ class Measurement:
 
     def to_json(self) -> str:
         """Return one line of JSON that `from_json` reads back without loss."""
-        return json.dumps(asdict(self), allow_nan=False, ensure_ascii=False)
+        return json.dumps(asdict(self), allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str) -> Measurement:
@@ -163,12 +177,19 @@ class Measurement:
         ValueError
             If the line is no JSON, or no measurement.
         """
-        values = json.loads(line)
+        try:
+            values = json.loads(line, parse_constant=_refuse_constant)
+        except RecursionError:
+            raise ValueError("not a measurement: nested too deeply") from None
         if not isinstance(values, dict):
             raise ValueError(f"not a measurement: {line[:60]!r}")
-        known = {entry.name for entry in fields(cls)}
+        types = {entry.name: entry.type for entry in fields(cls)}
+        values = {name: value for name, value in values.items() if name in types}
+        for name, value in values.items():
+            if not _fits(value, types[name]):
+                raise ValueError(f"not a measurement: {name} is {value!r}")
         try:
-            return cls(**{key: _as_tuple(value) for key, value in values.items() if key in known})
+            return cls(**{name: _as_tuple(value) for name, value in values.items()})
         except TypeError as error:
             raise ValueError(f"not a measurement: {error}") from None
 
@@ -189,7 +210,8 @@ class Measurement:
         rows += [("peak memory", f"{self.peak_mib:,.0f} MiB{budget}{baseline}")]
         rows += _row("growth", self.growth_mib_per_1000_files, "{:,.0f} MiB per 1,000 files")
         rows += _row("growth per epoch", self.growth_mib_per_epoch, "{:,.1f} MiB")
-        rows += _row(f"accelerator alone ({self.accelerator})", self.ceiling_images_per_s, "{:,.0f} images/s")
+        device = f" on {self.device}" if self.device else ""
+        rows += _row(f"accelerator alone ({self.accelerator}{device})", self.ceiling_images_per_s, "{:,.0f} images/s")
         spread = _spread(self.runs_together_images_per_s)
         rows += _row("together", self.together_images_per_s, "{:,.0f} images/s" + spread)
         rows += _row("predicted, side by side", self.predicted_images_per_s, "{:,.0f} images/s")
@@ -201,6 +223,7 @@ class Measurement:
         rows += _row("peak memory, training", self.training_peak_mib, "{:,.0f} MiB")
         rows += _row("GPU busy (NVML)", self.gpu_busy_percent, "{:.0f} %")
         rows += _row("GPU memory peak (NVML)", self.gpu_peak_mib, "{:,.0f} MiB")
+        rows += _row("GPU memory peak (framework)", self.framework_gpu_peak_mib, "{:,.0f} MiB")
         return rows
 
     def __str__(self) -> str:
@@ -229,6 +252,22 @@ class Measurement:
             f"<text x='0' y='{height + 13}' font-size='11' fill='currentColor'>"
             f"memory held, 0 to {end:.1f} s; top {self.peak_mib:,.0f} MiB</text></svg>"
         )
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"not a measurement: {name} is no figure")
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    """Tell whether a value read from JSON is what a field of `Measurement` holds."""
+    kind, _, alternative = annotation.partition(" | ")
+    if value is None:
+        return alternative == "None"
+    if isinstance(value, bool):
+        return False
+    if kind == "float":
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, {"str": str, "int": int, "dict": dict}.get(kind, list))  # tuples are lists in JSON
 
 
 def _as_tuple(value: Any) -> Any:
@@ -270,7 +309,7 @@ def measure(
     memory_budget : float, optional
         In MiB, for each child process; see `child.run`.
     batches : int, optional
-        Stop each run after this many batches; by default a run is one epoch.
+        Stop each run after this many batches; by default a run is one epoch. Then memory growth is not measured.
     repeats : int
         Runs of each kind, alternating; medians are reported, and the spread.
     name : str, optional
@@ -288,46 +327,72 @@ def measure(
     ------
     ValueError
         If there are no files, the pipeline yields nothing, or the budget does not hold the imports.
+    TypeError
+        If ``files`` is no `ImageFiles`, or the pipeline no function.
     """
-    if not len(files):
-        raise ValueError("no files to measure with: find_images(folder) lists a folder's images")
+    _check_what_to_measure(pipeline, files)
     if repeats < 1 or batch_size < 1 or (batches is not None and batches < 1):
         raise ValueError(f"repeats={repeats}, batch_size={batch_size}, batches={batches}: each must be at least 1")
-    settings = {"image_size": tuple(image_size), "batch_size": batch_size}
+    name = name or name_of(pipeline)
+    settings = {"image_size": _height_and_width(image_size), "batch_size": operator.index(batch_size)}
     limits = {"memory_budget": memory_budget, "timeout": timeout}
     alone: list[ChildResult] = []
     training: list[ChildResult] = []
     for _ in range(repeats):
         alone.append(run(_drain, pipeline, files, settings, batches, **limits))
+        _check_that_images_came(alone[-1], name, len(files))
         if accelerator is not None and _all_finished(alone):
             training.append(run(_train, pipeline, files, settings, batches, accelerator, **limits))
         if not _all_finished(alone + training):
             break
     figures = {**_alone_figures(alone), **_training_figures(training, accelerator)}
-    if _all_finished(alone) and not figures["images_done"]:
-        raise ValueError(
-            f"{name or pipeline_name(pipeline)} yielded no batch from {len(files):,} files: check its loop"
-        )
-    if growth and _all_finished(alone):
-        figures |= _growth_figures(pipeline, files, settings, batches, limits, alone[0])
+    stops_early = batches is not None and batches * batch_size < len(files)
+    if growth and _all_finished(alone) and not stops_early:
+        figures |= _growth_figures(pipeline, files, settings, limits, alone[0])
     return Measurement(
-        name=name or pipeline_name(pipeline),
+        name=name,
         files=len(files),
-        budget_mib=memory_budget,
+        budget_mib=None if memory_budget is None else alone[0].budget_mib,
         dataset=_describe_files(files),
         machine=machine(),
-        versions=versions(),
+        versions=versions(figures.pop("keras_backend", None)),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **settings,
-        **_first_failure(alone + training),
+        **_first_failure(alone, training),
         **figures,
         **_predictions(figures, accelerator),
     )
 
 
-def pipeline_name(pipeline: Callable) -> str:
-    """Return a pipeline's name for tables and figures."""
-    return getattr(pipeline, "__name__", type(pipeline).__name__)
+def _check_what_to_measure(pipeline: Callable, files: ImageFiles) -> None:
+    if not callable(pipeline):
+        raise TypeError(
+            f"the pipeline is a {type(pipeline).__name__}: give the function that builds it, not its result"
+        )
+    if not isinstance(files, ImageFiles):
+        raise TypeError(f"files is a {type(files).__name__}: find_images(folder) lists a folder's images")
+    if not len(files):
+        raise ValueError("no files to measure with: find_images(folder) lists a folder's images")
+
+
+def _height_and_width(image_size: tuple[int, int]) -> tuple[int, int]:
+    try:
+        height, width = (operator.index(size) for size in image_size)
+    except (TypeError, ValueError):
+        height = width = 0
+    if height < 1 or width < 1:
+        raise ValueError(f"image_size is {image_size!r}: give (height, width) in pixels")
+    return height, width
+
+
+def _check_that_images_came(result: ChildResult, name: str, file_count: int) -> None:
+    if result.outcome == "finished" and not result.value["images"]:
+        raise ValueError(f"{name} yielded no images from {file_count:,} files: check its loop")
+    if result.outcome == "out of memory" and result.progress is None:
+        raise ValueError(
+            f"memory_budget of {result.budget_mib:,.0f} MiB: what {name} imports needs more"
+            f" ({result.peak_mib:,.0f} MiB); give a larger budget"
+        )
 
 
 def measure_ceiling(
@@ -365,33 +430,60 @@ class _Progress:
             self.next_report_at = now + _REPORT_EVERY_S
             report(dict(self.state))
 
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        report(dict(self.state))
+
 
 def loaded(pipeline: Callable) -> Callable:
     """Import what a pipeline of `helpers.pipelines` needs, so that it counts as baseline and not as pipeline."""
-    return pipeline.load() if hasattr(pipeline, "load") else pipeline
+    if isinstance(pipeline, functools.partial):
+        return functools.partial(loaded(pipeline.func), *pipeline.args, **pipeline.keywords)
+    return pipeline.load() if isinstance(pipeline, LazyPipeline) else pipeline
 
 
-def _limited(batches: Iterable, count: int | None) -> Iterable:
-    """Yield at most ``count`` batches, without asking for one more."""
-    for number, batch in enumerate(batches, 1):
-        yield batch
-        if number == count:
-            return
+def images_and_labels(batch: object) -> tuple[Any, Any]:
+    """Return the two arrays of a batch, or raise TypeError that says what came instead."""
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        raise TypeError(f"the pipeline yielded {_described(batch)}; a batch is a pair (images, labels)")
+    for part, what in zip(batch, ("images", "labels"), strict=True):
+        if not hasattr(part, "dtype") or not len(part.shape):
+            raise TypeError(f"the pipeline yielded {_described(part)} for {what}; a batch holds two arrays")
+    return tuple(batch)
+
+
+def _described(thing: object) -> str:
+    if hasattr(thing, "shape"):
+        return f"one {type(thing).__name__} of shape {tuple(thing.shape)}"
+    length = f" of {len(thing)}" if hasattr(thing, "__len__") else ""
+    return f"a {type(thing).__name__}{length}"
+
+
+def _checked(batch: object) -> tuple[Any, Any]:
+    images, labels = images_and_labels(batch)
+    if len(images) != len(labels):
+        raise ValueError(f"the pipeline yielded {len(images)} images with {len(labels)} labels")
+    return images, labels
 
 
 def _drain(pipeline: Callable, files: ImageFiles, settings: dict, batches: int | None) -> dict:
     """Iterate one epoch and do nothing with it."""
     pipeline = loaded(pipeline)
     process = psutil.Process()
-    progress = _Progress(memory.current().held_mib)
-    cpu_before = _cpu_seconds(process)
-    start = time.perf_counter()
-    first_images, first_at, dtype = 0, start, None
-    for images, _labels in _limited(pipeline(files, **settings), batches):
-        if not progress.state["batches"]:
-            first_at, first_images, dtype = time.perf_counter(), len(images), _dtype_name(images)
-        progress.add(len(images))
-    end = time.perf_counter()
+    with _Progress(memory.current().held_mib) as progress:
+        cpu_before = _cpu_seconds(process)
+        start = time.perf_counter()
+        first_images, first_at, dtype = 0, start, None
+        iterator = iter(pipeline(files, **settings))  # kept, so that its end is not timed where it is stopped early
+        for batch in itertools.islice(iterator, batches):
+            images, _labels = _checked(batch)
+            if not progress.state["batches"]:
+                first_at, first_images, dtype = time.perf_counter(), len(images), _dtype_name(images)
+            progress.add(len(images))
+        end = time.perf_counter()
+        cores_busy = (_cpu_seconds(process) - cpu_before) / (end - start)
     rest = progress.state["images"] - first_images
     return {
         **progress.state,
@@ -400,7 +492,7 @@ def _drain(pipeline: Callable, files: ImageFiles, settings: dict, batches: int |
         "images_per_s": rest / (end - first_at) if rest else first_images / (end - start),
         "first_batch_s": first_at - start,
         "first_epoch_images_per_s": progress.state["images"] / (end - start),
-        "cores_busy": (_cpu_seconds(process) - cpu_before) / (end - start),
+        "cores_busy": cores_busy,
         "highest_rss_mib": memory.peak_rss_mib(),
     }
 
@@ -417,10 +509,11 @@ def _train(pipeline: Callable, files: ImageFiles, settings: dict, batches: int |
     progress = _Progress(memory.current().held_mib)
     counts, waits, steps = [], [], []
     with GpuSampler() as gpu:
-        iterator = iter(_limited(pipeline(files, **settings), batches))
+        iterator = iter(pipeline(files, **settings))
         before = time.perf_counter()
-        for images, labels in iterator:
+        for batch in itertools.islice(iterator, batches):
             ready = time.perf_counter()
+            images, labels = _checked(batch)
             step(images, labels)
             done = time.perf_counter()
             counts.append(len(labels))
@@ -430,6 +523,7 @@ def _train(pipeline: Callable, files: ImageFiles, settings: dict, batches: int |
             before = time.perf_counter()
     skip = 1 if len(counts) > 1 else 0
     total_s = sum(waits[skip:]) + sum(steps[skip:])
+    is_keras = accelerator.kind == "keras"
     wait_ms = 1000 * np.array(waits[skip:])
     return {
         **progress.state,
@@ -441,20 +535,22 @@ def _train(pipeline: Callable, files: ImageFiles, settings: dict, batches: int |
         "compute_ms": tuple(round(1000 * seconds, 3) for seconds in steps[:_MAX_STEPS_KEPT]),
         "gpu_busy_percent": gpu.busy_percent,
         "gpu_peak_mib": gpu.peak_mib,
-        "framework_gpu_peak_mib": framework_gpu_peak_mib() if accelerator.kind == "keras" else None,
-        "device": keras_device() if accelerator.kind == "keras" else None,
+        "framework_gpu_peak_mib": framework_gpu_peak_mib() if is_keras else None,
+        "device": keras_device() if is_keras else None,
+        "keras_backend": keras_backend() if is_keras else None,
     }
 
 
-def _epochs(pipeline: Callable, files: ImageFiles, settings: dict, batches: int | None, epochs: int) -> dict:
+def _epochs(pipeline: Callable, files: ImageFiles, settings: dict, epochs: int) -> dict:
     """Iterate several epochs and note the memory held at the end of each."""
     pipeline = loaded(pipeline)
     baseline_mib = memory.current().held_mib
     built = pipeline(files, **settings)
     held_mib = []
     for _ in range(epochs):
-        for _batch in _limited(built, batches):
+        for _batch in built:
             pass
+        gc.collect()
         held_mib.append(memory.current().held_mib)
     return {"baseline_mib": baseline_mib, "held_mib": held_mib}
 
@@ -466,7 +562,7 @@ def _cpu_seconds(process: psutil.Process) -> float:
     for child in process.children(recursive=True):
         try:
             times = child.cpu_times()
-        except psutil.NoSuchProcess:
+        except psutil.Error:
             continue
         total += times.user + times.system
     return total
@@ -483,10 +579,11 @@ def _all_finished(results: list[ChildResult]) -> bool:
     return all(result.outcome == "finished" for result in results)
 
 
-def _first_failure(results: list[ChildResult]) -> dict:
-    for result in results:
-        if result.outcome != "finished":
-            return {"outcome": result.outcome, "error": result.error}
+def _first_failure(alone: list[ChildResult], training: list[ChildResult]) -> dict:
+    for when, results in (("", alone), ("while training: ", training)):
+        for result in results:
+            if result.outcome != "finished":
+                return {"outcome": result.outcome, "error": f"{when}{result.error}"}
     return {"outcome": "finished", "error": None}
 
 
@@ -537,26 +634,27 @@ def _training_figures(results: list[ChildResult], accelerator: object | None) ->
         "wait_ms": values[0]["wait_ms"],
         "compute_ms": values[0]["compute_ms"],
         "device": values[0]["device"],
+        "keras_backend": values[0]["keras_backend"],
         "runs_together_images_per_s": tuple(value["together_images_per_s"] for value in values),
     }
 
 
 def _growth_figures(
-    pipeline: Callable, files: ImageFiles, settings: dict, batches: int | None, limits: dict, all_files: ChildResult
+    pipeline: Callable, files: ImageFiles, settings: dict, limits: dict, all_files: ChildResult
 ) -> dict:
-    """Compare a run over a quarter of the files with the run over all of them; fit three epochs."""
+    """Compare a quarter of the files with all of them; both runs deliver about as many images."""
     fewer = len(files) // 4
     if fewer < 1:
         return {}
-    epochs = 3
-    result = run(_epochs, pipeline, files.take(fewer), settings, batches, epochs, **limits)
+    result = run(_epochs, pipeline, files.take(fewer), settings, _GROWTH_EPOCHS, **limits)
     if result.outcome != "finished":
         return {}
     above_start = all_files.peak_mib - all_files.value["baseline_mib"]
     above_start_fewer = result.peak_mib - result.value["baseline_mib"]
+    held_mib = result.value["held_mib"][1:]  # the first epoch fills buffers
     return {
         "growth_mib_per_1000_files": 1000 * (above_start - above_start_fewer) / (len(files) - fewer),
-        "growth_mib_per_epoch": float(np.polyfit(range(epochs), result.value["held_mib"], 1)[0]),
+        "growth_mib_per_epoch": float(np.polyfit(range(len(held_mib)), held_mib, 1)[0]),
     }
 
 
@@ -615,9 +713,11 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def versions() -> dict:
+def versions(keras_backend: str | None = None) -> dict:
     """Return the versions of what the figures depend on, without importing it."""
-    found = {"python": platform.python_version(), "keras backend": os.environ.get("KERAS_BACKEND", "tensorflow")}
+    found = {"python": platform.python_version()}
+    if keras_backend is not None:
+        found["keras backend"] = keras_backend
     for package in _VERSIONED:
         try:
             found[package] = importlib.metadata.version(package)

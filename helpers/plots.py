@@ -156,9 +156,10 @@ def memory_strip(
         if seconds:
             at_end = "x" if result.outcome != "finished" else "o"
             axes.plot(seconds[-1], held[-1], at_end, color=colour, markersize=6, markeredgewidth=2)
-            text = label if result.outcome == "finished" else f"{label}: {result.outcome}"
-            axes.annotate(text, (seconds[-1], held[-1]), (7, 0), textcoords="offset points", color=colour, va="center",
-                          fontsize=9, annotation_clip=False)  # fmt: skip
+            died = result.outcome != "finished"
+            text, place = (f"{label}: {result.outcome}", (7, -10)) if died else (label, (7, 0))
+            where = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
+            axes.annotate(text, (seconds[-1], held[-1]), place, color=colour, fontsize=9, **where)
             longest, top = max(longest, seconds[-1]), max(top, *held)
     if budget_mib:
         axes.axhline(budget_mib, color=_BUDGET_COLOUR, linestyle="--", linewidth=1.2)

@@ -125,6 +125,7 @@ BROKEN = {
         "cell 4: is tagged nbval-ignore-output and",
     ),
     "long cell": (put(2, source="x = 1\n" * 31), "cell 2: has 31 lines"),
+    "wide cell": (put(2, source="x = '" + "o" * 95 + "'"), "cell 2: has a line of 101 characters"),
     "large figure": (put(5, outputs=[printed("True\n"), figure(100_001)]), "cell 5: shows a figure of 100,001 bytes"),
     "large svg": (put(5, outputs=shown(SVG, "x" * 100_001)), "cell 5: shows a figure of 100,001 bytes"),
     "large notebook": (append(1, " more" * 300_000), "more than 1,500,000"),
@@ -188,6 +189,14 @@ def test_an_exclamation_mark_that_ends_no_sentence_passes(lesson, store, text):
 def test_a_verdict_may_follow_later_in_its_section(lesson, store):
     lesson.cells.insert(4, new_markdown_cell("### Reading the figure"))
     assert checker.check_lesson(store(lesson)) == []
+
+
+def test_the_opening_needs_no_verdict(lesson, store):
+    lesson.cells.insert(2, new_code_cell("print(machine())", execution_count=2, metadata=IGNORED))
+    for number, cell in enumerate([cell for cell in lesson.cells if cell.cell_type == "code"], 1):
+        cell.execution_count = number
+    faults = checker.check_lesson(store(lesson))
+    assert not any("verdict" in fault for fault in faults), faults
 
 
 def test_a_solution_may_ignore_more_than_a_lesson(lesson, store):

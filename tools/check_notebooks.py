@@ -24,6 +24,7 @@ NOTEBOOKS = ROOT / "notebooks"
 
 MAX_IGNORED_SHARE = 0.6  # of a lesson's code cells: nbval must have something left to compare
 MAX_CODE_LINES = 30
+MAX_CODE_WIDTH = 100  # what a page of 1,000 pixels shows
 MAX_FIGURE_BYTES = 100_000
 MAX_NOTEBOOK_BYTES = 1_500_000
 
@@ -238,7 +239,8 @@ def _verdicts(notebook: Notebook) -> Faults:
     waiting, unanswered = [], []  # ignored cells: that a verdict may still follow; that none follows in their section
     for number, cell in notebook.cells:
         if number in headings:
-            unanswered, waiting = unanswered + waiting, []
+            # The opening, before the first section, only says which machine and data set these are.
+            unanswered, waiting = (unanswered + waiting if number != min(headings) else unanswered), []
         elif cell["cell_type"] == "code" and IGNORE_TAG in _tags(cell):
             waiting.append(number)
         elif cell["cell_type"] == "code" and _prints(cell):
@@ -251,6 +253,9 @@ def _sizes(notebook: Notebook) -> Faults:
     if notebook.size > MAX_NOTEBOOK_BYTES:
         yield None, f"has {notebook.size:,} bytes, more than {MAX_NOTEBOOK_BYTES:,}; make its figures fewer or smaller"
     for number, cell in notebook.code:
+        longest = max(map(len, _text(cell["source"]).splitlines()), default=0)
+        if longest > MAX_CODE_WIDTH:
+            yield number, f"has a line of {longest} characters, more than {MAX_CODE_WIDTH}; a page cuts it off"
         lines = len(_text(cell["source"]).splitlines())
         if lines > MAX_CODE_LINES:
             yield number, f"has {lines} lines, more than {MAX_CODE_LINES}; split it, or move what it does not teach"

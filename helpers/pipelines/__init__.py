@@ -14,7 +14,7 @@ from helpers.images import ImageFiles
 __all__ = ["PIPELINES"]
 
 
-class _Pipeline:
+class LazyPipeline:
     """A pipeline that imports its module when it is needed."""
 
     def __init__(self, name: str):
@@ -22,7 +22,14 @@ class _Pipeline:
 
     def load(self) -> Callable:
         """Import and return the function itself."""
-        return getattr(importlib.import_module(f"{__name__}.{self.__name__}"), self.__name__)
+        module_name = f"{__name__}.{self.__name__}"
+        try:
+            return getattr(importlib.import_module(module_name), self.__name__)
+        except ModuleNotFoundError as error:
+            if error.name != module_name:
+                raise  # what the module itself needs
+            message = f"helpers/pipelines/{self.__name__}.py is missing; make export writes it from its notebook"
+            raise ModuleNotFoundError(message, name=module_name) from None
 
     def __call__(self, files: ImageFiles, **settings: object) -> Iterable:
         return self.load()(files, **settings)
@@ -31,4 +38,4 @@ class _Pipeline:
         return f"<pipeline {self.__name__}>"
 
 
-PIPELINES = {name: _Pipeline(name) for name in ("load_everything",)}
+PIPELINES = {name: LazyPipeline(name) for name in ("load_everything",)}

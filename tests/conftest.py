@@ -1,0 +1,45 @@
+"""What several tests share: small folders of images, made here, that a program can tell apart."""
+
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+from helpers.images import find_images
+
+CLASS_NAMES = ("ball", "bell", "bird", "boat", "book", "boot", "bowl", "brush", "bulb", "bus")
+SIZES = ((120, 160), (160, 120), (107, 160), (128, 128))  # height, width
+
+
+def draw_image(number, size=(120, 160)):
+    """A picture of a few large patches of colour; two numbers look different, also as small thumbnails."""
+    patches = np.random.default_rng(number).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    return cv2.resize(patches, size[::-1], interpolation=cv2.INTER_CUBIC)
+
+
+def write_images(folder, count, class_names=CLASS_NAMES):
+    for number in range(count):
+        path = folder / class_names[number % len(class_names)] / f"{number:04d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        bgr = draw_image(number, SIZES[number // len(class_names) % len(SIZES)])
+        assert cv2.imwrite(str(path), bgr, [cv2.IMWRITE_JPEG_QUALITY, 92])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory):
+    """40 JPEG files of mixed sizes in ten class folders. Read only: it is shared."""
+    return write_images(tmp_path_factory.mktemp("images"), 40)
+
+
+@pytest.fixture(scope="session")
+def files(image_folder):
+    """The shared folder as `ImageFiles`."""
+    return find_images(image_folder)
+
+
+@pytest.fixture
+def own_folder(image_folder, tmp_path):
+    """A copy of the shared folder that a test may damage."""
+    return shutil.copytree(image_folder, tmp_path / "own")
