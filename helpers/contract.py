@@ -24,7 +24,7 @@ from helpers import memory
 from helpers.accelerator import name_of
 from helpers.child import ChildResult, run
 from helpers.images import ImageFiles, read_image
-from helpers.measure import images_and_labels, loaded
+from helpers.measure import images_and_labels, loaded, settled_mib
 
 __all__ = ["ContractReport", "Promise", "check_pipeline"]
 
@@ -46,7 +46,7 @@ _MEMORY_IMAGE_SIZE = (224, 224)
 _FILES_GROWTH_MIB_PER_1000 = 48  # an image kept costs 147
 _EPOCH_GROWTH_MIB = 2.5  # an epoch kept costs 4.4
 _EARLY_STOPS = 6
-_SETTLE_S = 3.0
+_SETTLE_S = 2.0
 _TIMEOUT_S = 180
 _THUMBNAIL = 12
 
@@ -152,7 +152,7 @@ def _content(pipeline: Callable, files: ImageFiles, reference: _Reference, toler
     pipeline = loaded(pipeline)
     wrong: list[str] = []
 
-    def epoch(batches: Iterable) -> list[tuple[int, int]]:
+    def epoch(batches: Iterable) -> list[tuple[int, int | None]]:
         seen, short_batch = [], None
         for batch in batches:
             images, labels = (np.asarray(part) for part in images_and_labels(batch))
@@ -165,7 +165,8 @@ def _content(pipeline: Callable, files: ImageFiles, reference: _Reference, toler
                     raise ValueError(fault)
             numbers, faults = reference.identify(images, tolerance)
             wrong.extend(faults)
-            seen += zip(numbers, (int(label) for label in labels), strict=False)
+            missing = [None] * (len(images) - len(labels))
+            seen += zip(numbers, [int(label) for label in labels[: len(images)]] + missing, strict=True)
         return seen
 
     def built(shuffle: bool, seed: int) -> Iterable:
@@ -326,8 +327,12 @@ def _early_stops(pipeline: Callable, files: ImageFiles, reference: _Reference) -
     after = left_by_stops(before)
     if _more(before, after):  # a thread pool may have been growing to its size: then it stays so now
         before, after = after, left_by_stops(after)
-    begun_anew = sum(len(images_and_labels(batch)[1]) for batch in stop_early(built()))
+    begun_anew = _count_images(stop_early(built()))
     return {"before": before, "after": after, "order": order, "begun_anew": begun_anew}
+
+
+def _count_images(batches: Iterable) -> int:
+    return sum(len(images_and_labels(batch)[0]) for batch in batches)
 
 
 def _order(batches: Iterable, reference: _Reference) -> list[int]:
@@ -344,7 +349,7 @@ def _left(settle_to: dict | None) -> dict:
     """Count what is there; wait a while for what is just ending."""
     deadline = time.monotonic() + _SETTLE_S
     if settle_to is None:
-        time.sleep(_SETTLE_S / 4)
+        time.sleep(_SETTLE_S / 3)
     while True:
         gc.collect()
         process = psutil.Process()
@@ -406,8 +411,7 @@ def _memory_of_epochs(pipeline: Callable, files: ImageFiles, epochs: int) -> dic
     for _ in range(epochs):
         for _batch in batches:
             pass
-        gc.collect()
-        held.append(memory.current().held_mib)
+        held.append(settled_mib())
     return {"before": before, "held": held}
 
 
@@ -497,7 +501,7 @@ def _broken_fault(pipeline: Callable, files: ImageFiles, broken: str) -> str | N
     """Tell what is wrong; a pipeline that skips files names them in its batches' attribute ``skipped``."""
     try:
         batches = pipeline(files, image_size=_IMAGE_SIZE, batch_size=_BATCH_SIZE, shuffle=False, seed=0)
-        images = sum(len(labels) for _, labels in batches)
+        images = _count_images(batches)
     except Exception as error:
         text = "".join(traceback.format_exception(error))
         return None if Path(broken).name in text else f"the error does not name the file: {error}"

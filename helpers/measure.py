@@ -5,6 +5,7 @@ Called by every lesson and by the benchmark. Definitions of the figures: `Measur
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import functools
 import gc
@@ -16,6 +17,7 @@ import math
 import operator
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
@@ -44,7 +46,6 @@ __all__ = ["Measurement", "machine", "measure", "measure_ceiling", "setting"]
 
 _MAX_STEPS_KEPT = 200
 _MAX_TIMELINE = 200
-_REPORT_EVERY_S = 0.05
 _GROWTH_EPOCHS = 4
 _VERSIONED = ("tensorflow", "keras", "jax", "torch", "numpy", "opencv-python-headless", "opencv-python")
 
@@ -91,10 +92,13 @@ class Measurement:
         The same as `peak_mib`, while training.
     peak_file_mib, peak_rss_mib, highest_rss_mib : float
         Mapped files apart; sum of RSS; the kernel's own VmHWM of the process, as a cross-check.
-    growth_mib_per_1000_files, growth_mib_per_epoch : float
-        Growth of the peak from a quarter of the files to all of them, and of the memory held from the second to the
-        fourth epoch of that quarter. Buffers that are still filling up count too, the more cores the longer: the
-        figures mean something from about a thousand files on. None where `measure` was told to stop before the end.
+    growth_mib_per_1000_files : float
+        Memory held at the last batch of the first epoch, when all that was read ahead has been given out: growth from a
+        quarter of the files to all of them. A framework's pools that are still filling up count too, the more cores the
+        longer: the figure is good to a few MiB from about a thousand files on, to a few tens with two hundred. None
+        where `measure` was told to stop before the end.
+    growth_mib_per_epoch : float
+        Slope of the memory held after each epoch of that quarter, first epoch excluded.
     gpu_busy_percent, gpu_peak_mib, framework_gpu_peak_mib : float
         NVML's busy share and memory while training, and the peak by the framework's own allocator: TensorFlow and JAX
         reserve most of a GPU at their start, so only the latter says what the training needs.
@@ -346,8 +350,7 @@ def measure(
         if not _all_finished(alone + training):
             break
     figures = {**_alone_figures(alone), **_training_figures(training, accelerator)}
-    stops_early = batches is not None and batches * batch_size < len(files)
-    if growth and _all_finished(alone) and not stops_early:
+    if growth and _all_finished(alone) and alone[0].value["held_at_end_mib"] is not None:
         figures |= _growth_figures(pipeline, files, settings, limits, alone[0])
     return Measurement(
         name=name,
@@ -416,24 +419,15 @@ def _ceiling_alone(accelerator: object, image_size: tuple[int, int], batch_size:
 
 
 class _Progress:
-    """Counts what came, and tells the caller now and then."""
+    """Counts what came, and tells the caller after each batch (ten microseconds): what comes next may be the end."""
 
     def __init__(self, baseline_mib: float):
         self.state = {"batches": 0, "images": 0, "baseline_mib": baseline_mib}
-        self.next_report_at = 0.0
         report(dict(self.state))
 
     def add(self, images: int) -> None:
         self.state["batches"] += 1
         self.state["images"] += images
-        if (now := time.monotonic()) >= self.next_report_at:
-            self.next_report_at = now + _REPORT_EVERY_S
-            report(dict(self.state))
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
         report(dict(self.state))
 
 
@@ -472,18 +466,24 @@ def _drain(pipeline: Callable, files: ImageFiles, settings: dict, batches: int |
     """Iterate one epoch and do nothing with it."""
     pipeline = loaded(pipeline)
     process = psutil.Process()
-    with _Progress(memory.current().held_mib) as progress:
-        cpu_before = _cpu_seconds(process)
-        start = time.perf_counter()
-        first_images, first_at, dtype = 0, start, None
-        iterator = iter(pipeline(files, **settings))  # kept, so that its end is not timed where it is stopped early
-        for batch in itertools.islice(iterator, batches):
-            images, _labels = _checked(batch)
-            if not progress.state["batches"]:
-                first_at, first_images, dtype = time.perf_counter(), len(images), _dtype_name(images)
-            progress.add(len(images))
-        end = time.perf_counter()
-        cores_busy = (_cpu_seconds(process) - cpu_before) / (end - start)
+    progress = _Progress(memory.current().held_mib)
+    cpu_before = _cpu_seconds(process)
+    start = time.perf_counter()
+    first_images, first_at, dtype = 0, start, None
+    held_at_end_mib, pause_s = None, 0.0
+    iterator = iter(pipeline(files, **settings))  # kept, so that its end is not timed where it is stopped early
+    for batch in itertools.islice(iterator, batches):
+        images, _labels = _checked(batch)
+        if not progress.state["batches"]:
+            first_at, first_images, dtype = time.perf_counter(), len(images), _dtype_name(images)
+        progress.add(len(images))
+        if _is_at_end(progress.state["images"], files, settings):
+            del batch, images, _labels
+            paused_at = time.perf_counter()
+            held_at_end_mib = settled_mib()
+            pause_s += time.perf_counter() - paused_at
+    end = time.perf_counter() - pause_s
+    cores_busy = (_cpu_seconds(process) - cpu_before) / (end - start)
     rest = progress.state["images"] - first_images
     return {
         **progress.state,
@@ -493,6 +493,7 @@ def _drain(pipeline: Callable, files: ImageFiles, settings: dict, batches: int |
         "first_batch_s": first_at - start,
         "first_epoch_images_per_s": progress.state["images"] / (end - start),
         "cores_busy": cores_busy,
+        "held_at_end_mib": held_at_end_mib,
         "highest_rss_mib": memory.peak_rss_mib(),
     }
 
@@ -541,18 +542,34 @@ def _train(pipeline: Callable, files: ImageFiles, settings: dict, batches: int |
     }
 
 
+def _is_at_end(images_done: int, files: ImageFiles, settings: dict) -> bool:
+    """Tell whether this may be the last batch: the last whole one is, where a pipeline leaves the rest out."""
+    return images_done > len(files) - settings["batch_size"]
+
+
 def _epochs(pipeline: Callable, files: ImageFiles, settings: dict, epochs: int) -> dict:
-    """Iterate several epochs and note the memory held at the end of each."""
+    """Iterate several epochs; note the memory held at the last batch of the first, and after each."""
     pipeline = loaded(pipeline)
     baseline_mib = memory.current().held_mib
     built = pipeline(files, **settings)
-    held_mib = []
-    for _ in range(epochs):
-        for _batch in built:
-            pass
-        gc.collect()
-        held_mib.append(memory.current().held_mib)
-    return {"baseline_mib": baseline_mib, "held_mib": held_mib}
+    held_mib, held_at_end_mib = [], None
+    for epoch in range(epochs):
+        images_done = 0
+        for batch in built:
+            images_done += len(batch[0])
+            if epoch == 0 and _is_at_end(images_done, files, settings):
+                del batch
+                held_at_end_mib = settled_mib()
+        held_mib.append(settled_mib())
+    return {"baseline_mib": baseline_mib, "held_mib": held_mib, "held_at_end_mib": held_at_end_mib}
+
+
+def settled_mib() -> float:
+    """Return the memory that this process and its children hold once all that is free is given back, in MiB."""
+    gc.collect()
+    if sys.platform == "linux" and hasattr(c_library := ctypes.CDLL(None), "malloc_trim"):
+        c_library.malloc_trim(0)  # glibc keeps freed memory for later; musl has no such call
+    return memory.current().held_mib
 
 
 def _cpu_seconds(process: psutil.Process) -> float:
@@ -642,20 +659,22 @@ def _training_figures(results: list[ChildResult], accelerator: object | None) ->
 def _growth_figures(
     pipeline: Callable, files: ImageFiles, settings: dict, limits: dict, all_files: ChildResult
 ) -> dict:
-    """Compare a quarter of the files with all of them; both runs deliver about as many images."""
+    """Compare a quarter of the files with all of them; fit a few epochs of the quarter."""
     fewer = len(files) // 4
     if fewer < 1:
         return {}
     result = run(_epochs, pipeline, files.take(fewer), settings, _GROWTH_EPOCHS, **limits)
     if result.outcome != "finished":
         return {}
-    above_start = all_files.peak_mib - all_files.value["baseline_mib"]
-    above_start_fewer = result.peak_mib - result.value["baseline_mib"]
-    held_mib = result.value["held_mib"][1:]  # the first epoch fills buffers
-    return {
-        "growth_mib_per_1000_files": 1000 * (above_start - above_start_fewer) / (len(files) - fewer),
-        "growth_mib_per_epoch": float(np.polyfit(range(len(held_mib)), held_mib, 1)[0]),
-    }
+    few, all_of_them = result.value, all_files.value
+    held_mib = few["held_mib"][1:]  # the first epoch fills buffers
+    figures = {"growth_mib_per_epoch": float(np.polyfit(range(len(held_mib)), held_mib, 1)[0])}
+    if few["held_at_end_mib"] is not None:
+        more_mib = (all_of_them["held_at_end_mib"] - all_of_them["baseline_mib"]) - (
+            few["held_at_end_mib"] - few["baseline_mib"]
+        )
+        figures["growth_mib_per_1000_files"] = 1000 * more_mib / (len(files) - fewer)
+    return figures
 
 
 def _predictions(figures: dict, accelerator: object | None) -> dict:

@@ -114,13 +114,16 @@ def table(measurements: Iterable[Measurement]):
     -------
     rich.table.Table
     """
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    shown = Table(title="Scoreboard", title_justify="left", caption_justify="left")
+    shown = Table(
+        title="Scoreboard", title_justify="left", caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     shown.add_column("pipeline", no_wrap=True)
-    for heading in ("files", "alone\nimages/s", "first epoch\nimages/s", "training\nimages/s", "busy\n%", "peak\nMiB"):
-        shown.add_column(heading, justify="right")
-    shown.add_column("outcome")
+    for heading in ("files", "alone\nimages/s", "1st epoch\nimages/s", "training\nimages/s", "busy\n%", "peak\nMiB"):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    shown.add_column("outcome", no_wrap=True)
     for one in measurements:
         figures = (one.images_per_s, one.first_epoch_images_per_s, one.together_images_per_s, one.utilisation_percent)
         cells = ["–" if figure is None else f"{figure:,.0f}" for figure in figures]
