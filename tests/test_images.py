@@ -340,7 +340,13 @@ def test_the_end_of_a_thumbnail_is_not_the_end_of_the_image(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "rest", [b"\0" * 500, b"\xff\xda garbage", b"\xff\xd8\xff\xe1 half a second image", np.random.default_rng(0).bytes(200_000)]
+    "rest",
+    [
+        b"\0" * 500,
+        b"\xff\xda garbage",
+        b"\xff\xd8\xff\xe1 half a second image",
+        np.random.default_rng(0).bytes(200_000),
+    ],
 )
 def test_what_follows_the_end_of_the_image_does_not_matter(tmp_path, rest):
     plain = read_image(stored(tmp_path, "plain.jpg", JPEG))

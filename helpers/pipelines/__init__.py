@@ -38,4 +38,6 @@ class LazyPipeline:
         return f"<pipeline {self.__name__}>"
 
 
-PIPELINES = {name: LazyPipeline(name) for name in ("load_everything",)}
+_NAMES = ("load_everything", "generator", "threaded_generator")
+
+PIPELINES = {name: LazyPipeline(name) for name in _NAMES}

@@ -1,0 +1,67 @@
+"""Every exported pipeline keeps the promises that its lesson says it keeps, and Keras' `fit` takes what it gives."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+
+from helpers.child import run
+from helpers.contract import check_pipeline
+from helpers.images import course_images
+from helpers.pipelines import PIPELINES
+
+BROKEN = {"load_everything": (6,)}  # by its nature: lesson 01 is about it
+NOT_FOR_FIT_AS_THEY_ARE = {"generator", "threaded_generator"}  # lesson 02 shows why
+VARIANTS = {"keras_sequence": [{"workers": 1}, {"workers": 4}, {"workers": 4, "use_multiprocessing": True}]}
+CASES = [(name, settings) for name in PIPELINES for settings in VARIANTS.get(name, [{}])]
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES, ids=lambda part: str(part))
+@pytest.mark.timeout(900)
+def test_the_promises(name, settings):
+    pipeline = PIPELINES[name]
+    report = check_pipeline(partial(pipeline, **settings) if settings else pipeline, course_images(60))
+    assert report.broken == BROKEN.get(name, ()), str(report)
+
+
+def labels_that_fit_sees(name, files) -> list[int]:
+    """Train for one epoch and return the labels that came to the model."""
+    import keras
+    import numpy as np
+
+    seen = []
+
+    class Noting(keras.Sequential):
+        def train_step(self, batch):
+            seen.extend(np.asarray(batch[1]).tolist())
+            return super().train_step(batch)
+
+    layers = [keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(10, activation="softmax")]
+    model = Noting(layers)
+    model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
+    batches = PIPELINES[name](files, image_size=(32, 32), batch_size=8)
+    if name in NOT_FOR_FIT_AS_THEY_ARE:
+        from helpers.pipelines.generator import forever
+
+        model.fit(forever(batches), steps_per_epoch=len(batches), shuffle=False, verbose=0)
+    else:
+        model.fit(batches, verbose=0)
+    return seen
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_fit_sees_every_image_once(name):
+    files = course_images(60).take(20)
+    seen = run(labels_that_fit_sees, name, files, timeout=200).unwrap()
+    assert sorted(seen) == sorted(files.labels.tolist())
+
+
+def test_importing_the_helpers_imports_no_framework():
+    code = (
+        "import sys, helpers.pipelines, helpers.measure, helpers.contract;"
+        "assert not {'tensorflow', 'keras', 'jax', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
