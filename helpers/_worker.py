@@ -1,7 +1,7 @@
 """The process that runs the function of `child.run`. Started by `_supervisor`, never by hand.
 
-Reads one pickled job from standard input; writes messages to its original standard output; the function's own output
-goes to standard error, which the supervisor collects.
+Reads its settings and the call from standard input, both pickled; writes messages to its original standard output; the
+function's own output goes to standard error, which the supervisor collects.
 """
 
 from __future__ import annotations
@@ -21,61 +21,93 @@ import traceback
 from helpers import memory
 
 _PR_SET_PDEATHSIG = 1
-_LENGTH = struct.Struct("<Q")
+FRAME = struct.Struct("<cQ")  # kind of message, length of its content
+STARTED, PROGRESS, VALUE_PART, FINISHED, RAISED = b"s", b"p", b"v", b"f", b"r"
+LARGEST_FRAME = 2**20
+_LONGEST_LINE, _LONGEST_TRACEBACK = 2_000, 100_000  # characters
+_PHRASES = {  # by the package of the exception's class
+    "cv2": "Insufficient memory",
+    "jax": "RESOURCE_EXHAUSTED",
+    "jaxlib": "RESOURCE_EXHAUSTED",
+    "builtins": "DefaultCPUAllocator: can't allocate memory",  # PyTorch raises a RuntimeError
+}
 _send_lock = threading.Lock()
 _channel: int | None = None
+_owner: int | None = None
 
 
 def main(supervisor_pid: int) -> None:
     """Run the job that standard input holds and send back how it ended."""
-    global _channel
+    global _channel, _owner
     _die_with(supervisor_pid)
-    job_bytes = sys.stdin.buffer.read()
-    _channel = os.dup(1)
+    _channel, _owner = os.dup(1), os.getpid()
     os.dup2(2, 1)
-    _give_standard_input_away()
-    sys.stdout.reconfigure(line_buffering=True)
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     faulthandler.enable()
     if hasattr(faulthandler, "register"):
         faulthandler.register(signal.SIGUSR1, all_threads=True)
-    job = pickle.loads(job_bytes)
-    del job_bytes
-    _limit_memory(job["data_limit_bytes"])
-    sys.path[:] = job["sys_path"]
+    settings = pickle.load(sys.stdin.buffer)
+    _limit_memory(settings["data_limit_bytes"])
+    sys.path[:] = settings["sys_path"]
     started = time.monotonic()
     try:
-        function, args, kwargs = pickle.loads(job.pop("call"))
-        _send("started", memory.current().held_mib)
+        function, args, kwargs = pickle.load(sys.stdin.buffer)
+        _give_standard_input_away()
+        _send(STARTED, pickle.dumps(memory.current().held_mib))
         started = time.monotonic()
         value = function(*args, **kwargs)
-        seconds = time.monotonic() - started
-        _send("value", (_pickled(value), seconds, memory.peak_rss_mib()))
+        end = (time.monotonic() - started, *_highest())
+        _send_value(value)
+        _send(FINISHED, pickle.dumps(end))
     except BaseException as error:
-        seconds = time.monotonic() - started
-        _send("error", (_is_out_of_memory(error), *_describe(error), seconds, memory.peak_rss_mib()))
-    sys.stdout.flush()
-    sys.stderr.flush()
+        end = (time.monotonic() - started, *_highest())
+        _send(RAISED, pickle.dumps((_is_out_of_memory(error), *_describe(error), *end)))
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            pass  # the function closed it
 
 
 def report(progress: object) -> None:
-    """Tell the caller of `child.run` how far this function came; does nothing outside a child process."""
-    if _channel is not None:
-        _send("progress", progress)
+    """Tell the caller of `child.run` how far this function came; does nothing outside its process."""
+    if _channel is not None and os.getpid() == _owner:
+        import cloudpickle
+
+        message = cloudpickle.dumps(progress)
+        if len(message) > LARGEST_FRAME:
+            raise ValueError(f"this progress takes {len(message):,} bytes to send; give a number or a short text")
+        _send(PROGRESS, message)
 
 
-def _send(kind: str, content: object) -> None:
-    message = pickle.dumps((kind, content))
-    view = memoryview(_LENGTH.pack(len(message)) + message)
+def _send(kind: bytes, content: bytes | memoryview) -> None:
+    if os.getpid() != _owner:
+        return  # a process forked by the function went on after it: only the function's own process speaks
     with _send_lock:
-        while view:
-            view = view[os.write(_channel, view) :]
+        for part in (FRAME.pack(kind, len(content)), content):
+            view = memoryview(part)
+            while view:
+                view = view[os.write(_channel, view) :]
 
 
-def _pickled(value: object) -> bytes:
+class _ValueFile:
+    """What the value is pickled into: a large one passes through without a second copy of it in memory."""
+
+    def write(self, data: bytes | memoryview) -> int:
+        view = memoryview(data)
+        view = view.cast("B") if len(view) else view
+        for start in range(0, len(view), LARGEST_FRAME):
+            _send(VALUE_PART, view[start : start + LARGEST_FRAME])
+        return len(view)
+
+
+def _send_value(value: object) -> None:
     import cloudpickle
 
     try:
-        return cloudpickle.dumps(value)
+        cloudpickle.dump(value, _ValueFile())
+    except MemoryError:
+        raise
     except Exception as error:
         raise TypeError(
             f"the function returned a {type(value).__name__}, which cannot be sent back from its process ({error});"
@@ -83,15 +115,28 @@ def _pickled(value: object) -> bytes:
         ) from error
 
 
+def _highest() -> tuple[float | None, float | None]:
+    """Return the largest resident set size of this process and its pages of mapped files now, in MiB."""
+    reading = memory.own()
+    return (None, None) if reading is None else (reading.highest_rss_mib, reading.file_mib)
+
+
 def _describe(error: BaseException) -> tuple[str, str]:
     """Return the exception in one line and with its traceback, this module's own frame left out."""
-    last_line = "".join(traceback.format_exception_only(error)).strip()
-    tb = error.__traceback__.tb_next if error.__traceback__ else None
     try:
+        line = "".join(traceback.format_exception_only(error)).strip()
+        tb = error.__traceback__.tb_next if error.__traceback__ else None
         text = "".join(traceback.format_exception(type(error), error, tb))
-    except MemoryError:
-        text = last_line
-    return last_line, text
+    except BaseException:  # no memory left, or an exception that cannot even be printed
+        line = text = type(error).__name__
+    return _shortened(line, _LONGEST_LINE), _shortened(text, _LONGEST_TRACEBACK)
+
+
+def _shortened(text: str, longest: int) -> str:
+    if len(text) > longest:
+        left_out = len(text) - longest
+        text = f"{text[: longest // 2]}\n[{left_out:,} characters left out]\n{text[-longest // 2 :]}"
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -100,10 +145,10 @@ def _is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    name = type(error).__name__
-    if name == "ResourceExhaustedError":  # TensorFlow
+    if type(error).__name__ in ("ResourceExhaustedError", "OutOfMemoryError"):  # TensorFlow, PyTorch on a GPU
         return True
-    return type(error).__module__.startswith("cv2") and "Insufficient memory" in str(error)
+    phrase = _PHRASES.get(type(error).__module__.partition(".")[0])
+    return phrase is not None and phrase in _describe(error)[0]
 
 
 def _die_with(supervisor_pid: int) -> None:

@@ -10,6 +10,8 @@ worker and all its descendants hold together; see `memory.TreeMemory.held_mib`.
 
 from __future__ import annotations
 
+import math
+import numbers
 import os
 import pickle
 import signal
@@ -17,6 +19,9 @@ import struct
 import subprocess
 import sys
 import threading
+import time
+import uuid
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +41,9 @@ _DATA_LIMIT_SLACK_GPU_MIB = 65536  # a GPU driver reserves far more of it
 _LENGTH = struct.Struct("<Q")
 _SUPERVISOR_CODE = "import sys; sys.path.insert(0, sys.argv[1]); from helpers._supervisor import main; main()"
 _START_AND_END_S = 30.0  # beyond the timeout, for the supervisor to start, to kill and to report
+_ORDERLY_END_S = 15.0
+_SWEEP_S = 5.0
+_MARKS = "HELPERS_CHILD_MARKS"  # environment variable that names the runs that a process belongs to
 
 
 class ChildError(RuntimeError):
@@ -111,7 +119,7 @@ class ChildResult:
             parts.append(self.error)
         if self.progress is not None:
             parts.append(f"got as far as {self.progress}")
-        parts.append(f"peak {self.peak_mib:,.0f} MiB of {self.budget_mib:,.0f} MiB")
+        parts.append(f"peak {self.peak_mib:,.0f} MiB, budget {self.budget_mib:,.0f} MiB")
         parts.append(f"{self.seconds:.1f} s")
         return f"ChildResult({'; '.join(parts)})"
 
@@ -144,40 +152,58 @@ def run(
     Raises
     ------
     ValueError
-        If the budget does not even hold Python and what the function imports.
+        If the budget does not even hold Python and what the function imports, or a limit is not above zero.
     TypeError
-        If the function or its arguments cannot be sent to another process.
+        If the function or its arguments cannot be sent to another process, or a limit is not a number.
+    ChildError
+        If the supervisor itself was killed. The process tree is gone then, too.
     """
-    timeout = DEFAULT_TIMEOUT_S if timeout is None else timeout
-    if timeout <= 0:
-        raise ValueError(f"timeout is {timeout}: give a number of seconds above zero")
+    timeout_s = _positive("timeout", DEFAULT_TIMEOUT_S if timeout is None else timeout, "seconds")
+    if timeout_s > threading.TIMEOUT_MAX / 2:
+        raise ValueError(f"timeout is {timeout_s}: give seconds that will end")
     budget_mib, floor_mib = _budget(memory_budget)
     job = _job(function, args, kwargs, budget_mib)
-    limits = pickle.dumps({"budget_mib": budget_mib, "floor_mib": floor_mib, "timeout_s": timeout})
-    answer = _supervised([job, limits], timeout)
-    if answer["outcome"] == "out of memory" and answer["baseline_mib"] is None:
+    answer, pickled_value = _supervised(job, {"budget_mib": budget_mib, "floor_mib": floor_mib, "timeout_s": timeout_s})
+    del job
+    needed_mib = answer["peak_mib"] if answer["baseline_mib"] is None else answer["baseline_mib"]
+    if needed_mib > budget_mib:
+        is_own = memory_budget is not None and memory_budget <= budget_mib
         raise ValueError(
-            f"memory_budget of {budget_mib:,.0f} MiB: Python and the function's imports alone need more"
-            f" ({answer['peak_mib']:,.0f} MiB before its first line); give a larger budget"
+            f"{'memory_budget of' if is_own else 'this machine can spare only'} {budget_mib:,.0f} MiB: Python and the"
+            f" function's imports alone need more ({needed_mib:,.0f} MiB before its first line);"
+            f" {'give a larger budget' if is_own else 'close other programs'}"
         )
-    value = answer.pop("value")
+    if answer["survivors"]:
+        warnings.warn(f"these processes could not be ended: {answer['survivors']}", RuntimeWarning, stacklevel=2)
+    value, error = _unpickled(pickled_value)
+    if error is not None:
+        answer.update(outcome="raised", error=error)
+    answer["progress"], _ = _unpickled(answer["progress"])
     return ChildResult(
-        value=None if value is None else pickle.loads(value),
+        value=value,
         budget_mib=budget_mib,
         **{name: answer[name] for name in ChildResult.__dataclass_fields__ if name in answer},
     )
 
 
+def _positive(name: str, value: object, unit: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} is {value!r}: give a number of {unit}")
+    if not value > 0:
+        raise ValueError(f"{name} is {value}: give {unit} above zero")
+    return float(value)
+
+
 def _budget(memory_budget: float | None) -> tuple[float, float]:
     """Return the budget in force and what must stay free on the machine, in MiB."""
-    if memory_budget is not None and not memory_budget > 0:
-        raise ValueError(f"memory_budget is {memory_budget}: give MiB above zero")
+    asked_mib = math.inf if memory_budget is None else _positive("memory_budget", memory_budget, "MiB")
     floor_mib = min(1024, 0.05 * memory.total_mib())
     spare_mib = max(memory.available_mib() - 2 * floor_mib, 64)
-    return min(spare_mib, float("inf") if memory_budget is None else float(memory_budget)), floor_mib
+    return min(spare_mib, asked_mib), floor_mib
 
 
-def _job(function: Callable, args: tuple, kwargs: dict, budget_mib: float) -> bytes:
+def _job(function: Callable, args: tuple, kwargs: dict, budget_mib: float) -> list[bytes]:
+    """Return what the worker reads: its settings, then the call."""
     try:
         call = cloudpickle.dumps((function, args, kwargs))
     except Exception as error:
@@ -185,17 +211,34 @@ def _job(function: Callable, args: tuple, kwargs: dict, budget_mib: float) -> by
         raise TypeError(f"{name} or its arguments cannot be sent to another process: {error}") from error
     gpu_driver = any(os.path.exists(path) for path in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd"))
     slack_mib = _DATA_LIMIT_SLACK_GPU_MIB if gpu_driver else _DATA_LIMIT_SLACK_MIB
-    return pickle.dumps(
-        {"call": call, "sys_path": list(sys.path), "data_limit_bytes": int((budget_mib + slack_mib) * memory.MIB)}
-    )
+    settings = {"sys_path": list(sys.path), "data_limit_bytes": int((budget_mib + slack_mib) * memory.MIB)}
+    return [pickle.dumps(settings), call]
 
 
-def _supervised(messages: list[bytes], timeout: float) -> dict:
-    """Start a supervisor, hand it its messages, return its report; leave no process, whatever happens."""
+def _unpickled(content: bytes | memoryview | None) -> tuple[Any, str | None]:
+    """Return what a message holds, or None and the reason why it cannot be read here."""
+    if not content:
+        return None, None
+    try:
+        return pickle.loads(content), None
+    except Exception as error:
+        return None, f"{type(error).__name__}: what the function sent back cannot be read here ({error})"
+
+
+def _supervised(job: list[bytes], limits: dict) -> tuple[dict, memoryview]:
+    """Start a supervisor, hand it the job, return its report and the pickled value; leave no process behind."""
     root = str(Path(__file__).resolve().parent.parent)
-    environment = {**os.environ, "MPLBACKEND": "agg"}  # a notebook's inline backend has no kernel to draw in
+    mark = uuid.uuid4().hex
+    environment = {
+        **os.environ,
+        "MPLBACKEND": "agg",  # a notebook's inline backend has no kernel to draw in
+        _MARKS: f"{os.environ.get(_MARKS, '')} {mark}",
+    }
+    content = pickle.dumps({**limits, "mark": mark})
+    messages = [_LENGTH.pack(len(content)) + content, _LENGTH.pack(sum(map(len, job))), *job]
     supervisor = subprocess.Popen(
-        [sys.executable, "-c", _SUPERVISOR_CODE, root],
+        [sys.executable, "-P", "-c", _SUPERVISOR_CODE, root],
+        bufsize=0,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -203,42 +246,69 @@ def _supervised(messages: list[bytes], timeout: float) -> dict:
         start_new_session=True,  # Ctrl-C is for the caller alone
     )
     answer: list[bytes] = []
+    talk = threading.Thread(target=_talk, args=(supervisor, messages, answer), daemon=True)
     try:
-        listener = threading.Thread(target=lambda: answer.append(supervisor.stdout.read()), daemon=True)
-        listener.start()
-        try:
-            for message in messages:
-                supervisor.stdin.write(_LENGTH.pack(len(message)) + message)
-            supervisor.stdin.flush()
-        except OSError:
-            pass  # the supervisor died; its missing answer tells
-        listener.join(timeout + _START_AND_END_S)
+        talk.start()
+        deadline = time.monotonic() + limits["timeout_s"] + _START_AND_END_S
+        while talk.is_alive() and time.monotonic() < deadline:
+            talk.join(1.0)  # in short waits: not every system lets Ctrl-C end a long one
     finally:
-        _let_go(supervisor)
+        # In a thread of its own, so that a second Ctrl-C does not stop it half-way.
+        ending = threading.Thread(target=_let_go, args=(supervisor, talk, mark), daemon=False)
+        ending.start()
+        ending.join()
+    return _read_answer(answer, supervisor.returncode)
+
+
+def _talk(supervisor: subprocess.Popen, messages: list[bytes], answer: list[bytes]) -> None:
     try:
-        return pickle.loads(answer[0])
-    except (IndexError, EOFError, pickle.UnpicklingError):
+        for message in messages:
+            view = memoryview(message)
+            while view:
+                view = view[supervisor.stdin.write(view) :]
+    except (OSError, ValueError):
+        pass  # the supervisor died, or was let go; its missing answer tells
+    answer.append(supervisor.stdout.read())
+
+
+def _read_answer(answer: list[bytes], exit_code: int | None) -> tuple[dict, memoryview]:
+    view = memoryview(answer[0] if answer else b"")
+    try:
+        end = _LENGTH.size + _LENGTH.unpack(view[: _LENGTH.size])[0]
+        report = pickle.loads(view[_LENGTH.size : end])
+    except (struct.error, EOFError, pickle.UnpicklingError):
         raise ChildError(
-            f"the supervisor of the child process ended (exit code {supervisor.returncode}) before it reported;"
+            f"the supervisor of the child process ended (exit code {exit_code}) before it reported;"
             " was it killed from outside?"
         ) from None
+    if "failure" in report:
+        raise ChildError(f"the supervisor of the child process failed:\n{report['failure']}")
+    return report, view[end:]
 
 
-def _let_go(supervisor: subprocess.Popen) -> None:
+def _let_go(supervisor: subprocess.Popen, talk: threading.Thread, mark: str) -> None:
     """End the supervisor, and with it the worker's whole tree."""
+    supervisor.stdin.close()
+    if os.name == "posix":
+        supervisor.terminate()  # it ends its tree, then itself; where it has reported, it is at its end anyway
     try:
-        supervisor.stdin.close()
-    except OSError:
-        pass
-    try:
-        supervisor.wait(timeout=15)
+        supervisor.wait(timeout=_ORDERLY_END_S)
     except subprocess.TimeoutExpired:
         supervisor.kill()
-        supervisor.wait(timeout=5)
-    finally:
-        if os.name == "posix":
+    if supervisor.returncode != 0:
+        _sweep(mark)
+    supervisor.wait(timeout=5)
+    talk.join(timeout=5)
+    supervisor.stdout.close()
+
+
+def _sweep(mark: str) -> None:
+    """Kill what a killed supervisor could not end: its worker ends with it, but not what the worker started."""
+    deadline = time.monotonic() + _SWEEP_S
+    while (left := memory.carrying(mark)) and time.monotonic() < deadline:
+        for pid in left:
             try:
-                os.killpg(supervisor.pid, signal.SIGKILL)  # what a killed supervisor could not end
+                os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
             except (ProcessLookupError, PermissionError):
                 pass
-        supervisor.stdout.close()
+        time.sleep(0.005)

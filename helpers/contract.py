@@ -24,7 +24,7 @@ from helpers import memory
 from helpers.accelerator import name_of
 from helpers.child import ChildResult, run
 from helpers.images import ImageFiles, read_image
-from helpers.measure import images_and_labels, loaded, settled_mib
+from helpers.measure import images_and_labels, loaded, renamed, settled_mib
 
 __all__ = ["ContractReport", "Promise", "check_pipeline"]
 
@@ -428,10 +428,10 @@ def _judge_memory(pipeline: Callable, files: ImageFiles, timeout: float) -> Prom
         if per_epoch > _EPOCH_GROWTH_MIB:
             per_epoch = _growth_per_epoch(held(files, _MORE_EPOCHS))
         with tempfile.TemporaryDirectory(prefix="contract-") as folder:
-            many = held(_renamed(files, _MANY, folder), 1)
+            many = held(renamed(files, _MANY, folder), 1)
             per_1000 = _growth_per_1000(few, many, (_MANY - 1) * len(files))
             if per_1000 > _FILES_GROWTH_MIB_PER_1000:
-                very_many = held(_renamed(files, _VERY_MANY, folder), 1)
+                very_many = held(renamed(files, _VERY_MANY, folder), 1)
                 per_1000 = _growth_per_1000(many, very_many, (_VERY_MANY - _MANY) * len(files))
     except _DidNotFinish as unfinished:
         return Promise(6, False, str(unfinished))
@@ -457,19 +457,6 @@ def _growth_per_1000(few: ChildResult, many: ChildResult, files_more: int) -> fl
     """Return how the peak above the start grows from one run to another, in MiB per 1,000 files."""
     above = [result.peak_mib - result.value["before"] for result in (few, many)]
     return 1000 * (above[1] - above[0]) / files_more
-
-
-def _renamed(files: ImageFiles, times: int, folder: str) -> ImageFiles:
-    """Give each file so many names: a pipeline that keeps images by name must not find an old one again."""
-    paths = []
-    for copy in range(times):
-        for number, path in enumerate(files.paths):
-            paths.append(os.path.join(folder, f"{times}-{copy:02d}-{number:04d}{Path(path).suffix}"))
-            try:
-                os.symlink(os.path.abspath(path), paths[-1])
-            except OSError:  # a system that allows no links
-                shutil.copyfile(path, paths[-1])
-    return ImageFiles(tuple(paths), np.tile(files.labels, times), files.class_names)
 
 
 # ---- promise 7: broken files ----------------------------------------------------------------------------------------

@@ -10,9 +10,11 @@ PSS for us: the unique set size (USS) is used there, or RSS where that is refuse
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +25,10 @@ __all__ = [
     "TreeMemory",
     "TreeReader",
     "available_mib",
+    "carrying",
     "current",
     "descendants",
+    "own",
     "peak_rss_mib",
     "total_mib",
 ]
@@ -34,6 +38,8 @@ _LINUX = sys.platform == "linux"
 _STATUS = re.compile(rb"^(VmHWM|VmRSS|RssAnon|RssFile|RssShmem):\s+(\d+) kB", re.MULTILINE)
 _ROLLUP = re.compile(rb"^(Rss|Pss_Anon|Pss_File|Pss_Shmem):\s+(\d+) kB", re.MULTILINE)
 _NO_LIMIT_BYTES = 2**60
+_CGROUP_MOUNT = Path("/sys/fs/cgroup")
+_CGROUP_OF_SELF = Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,8 @@ class TreeMemory:
         processes that share pages.
     highest_rss_mib : float or None
         Sum of the largest resident set sizes that the processes ever had (VmHWM), in MiB, where the reading has it.
+    at_least_mib : float or None
+        From `TreeReader.quick` after `TreeReader.exact`: a lower bound of what is held, in MiB.
     """
 
     held_mib: float
@@ -63,6 +71,7 @@ class TreeMemory:
     processes: int
     method: str
     highest_rss_mib: float | None = None
+    at_least_mib: float | None = None
 
 
 def descendants(pid: int) -> list[int]:
@@ -93,8 +102,34 @@ def _parent_of(name: str) -> int | None:
         return None
 
 
+def carrying(mark: str) -> list[int]:
+    """Return the ids of all processes whose environment held ``mark`` when they started, orphans included.
+
+    Children inherit their parent's environment and keep it when the parent is gone: a mark finds what left the tree.
+    """
+    if not _LINUX:
+        return [process.pid for process in psutil.process_iter() if _environment_holds(process, mark)]
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/environ", "rb") as file:
+                    if mark.encode() in file.read():
+                        found.append(int(name))
+            except OSError:
+                pass  # it ended in between, or belongs to somebody else
+    return found
+
+
+def _environment_holds(process: psutil.Process, mark: str) -> bool:
+    try:
+        return any(mark in value for value in process.environ().values())
+    except (psutil.Error, OSError):
+        return False
+
+
 class TreeReader:
-    """Reads the memory of a process tree a hundred times a second at well under one per cent of a core.
+    """Reads the memory of a process tree forty times a second at well under one per cent of a core.
 
     Parameters
     ----------
@@ -107,10 +142,18 @@ class TreeReader:
     def __init__(self, pid: int, *, include_root: bool = True):
         self._pid = pid
         self._include_root = include_root
+        self._parents: dict[int, int] = {}  # of each process of the tree, zombies included
+        self._strangers: set[int] = set()
         self._status_files: dict[int, int] = {}
         self._newest_pid: bytes | None = None
+        self._listed_at = -math.inf
+        self._is_settled = False
+        self._exact_mib: float | None = None
+        self._anon_at_exact: dict[int, int] = {}  # in KiB
         # Opening a file in /proc costs more than reading it: all are kept open.
         self._loadavg_file = os.open("/proc/loadavg", os.O_RDONLY | os.O_CLOEXEC) if _LINUX else None
+        if _LINUX and include_root:
+            self._add(pid, 0)
 
     def close(self) -> None:
         """Close the files that `quick` keeps open; call it once, when done."""
@@ -127,52 +170,131 @@ class TreeReader:
         self.close()
 
     def pids(self) -> list[int]:
-        """Return the process ids of the tree."""
-        return ([self._pid] if self._include_root else []) + descendants(self._pid)
+        """Return the process ids of the tree, zombies included."""
+        if not _LINUX:
+            return ([self._pid] if self._include_root else []) + descendants(self._pid)
+        self._list_processes()
+        return list(self._parents)
 
-    def quick(self) -> TreeMemory:
-        """Return an upper bound in some ten microseconds a process: exact while no pages are shared by forking."""
+    def quick(self, unseen_s: float = 0.0) -> TreeMemory:
+        """Return an upper bound in some ten microseconds a process: exact while no pages are shared by forking.
+
+        A new process may stay unseen for ``unseen_s`` seconds: on a busy machine, looking for them is most of the cost.
+        """
         if not _LINUX:
             return self.exact()
-        self._follow_new_processes()
-        held = mapped = rss = highest = count = 0
-        for pid, descriptor in list(self._status_files.items()):
-            try:
-                kib = {key: int(value) for key, value in _STATUS.findall(os.pread(descriptor, 4096, 0))}
-            except ProcessLookupError:
-                kib = {}
-            if not kib:  # gone, or a zombie
-                os.close(self._status_files.pop(pid))
-                continue
-            held += kib[b"RssAnon"] + kib[b"RssShmem"]
-            mapped += kib[b"RssFile"]
-            rss += kib[b"VmRSS"]
-            highest += kib[b"VmHWM"]
-            count += 1
-        return TreeMemory(held / 1024, mapped / 1024, rss / 1024, count, "rss-parts", highest / 1024)
+        readings = self._address_spaces(unseen_s)
+        held = sum(kib[b"RssAnon"] + kib[b"RssShmem"] for kib in readings.values())
+        mapped, rss, highest = (sum(kib[key] for kib in readings.values()) for key in (b"RssFile", b"VmRSS", b"VmHWM"))
+        least = self._at_least(readings)
+        return TreeMemory(held / 1024, mapped / 1024, rss / 1024, len(readings), "rss-parts", highest / 1024, least)
+
+    def _at_least(self, readings: dict[int, dict[bytes, int]]) -> float | None:
+        """Return the last exact reading and what has come since: a new anonymous page belongs to one process alone."""
+        if self._exact_mib is None:
+            return None
+        grown = -sum(kib for pid, kib in self._anon_at_exact.items() if pid not in readings)
+        for pid, kib in readings.items():
+            grown += kib[b"RssAnon"] - self._anon_at_exact.setdefault(pid, kib[b"RssAnon"])
+        return self._exact_mib + grown / 1024
+
+    def _address_spaces(self, unseen_s: float = 0.0) -> dict[int, dict[bytes, int]]:
+        """Return what /proc says of each process of the tree, in KiB; one process for each address space."""
+        if time.monotonic() - self._listed_at >= unseen_s:
+            self._follow_new_processes()
+        readings = {}
+        for pid in list(self._status_files):
+            if kib := self._read_status(pid):
+                readings[pid] = kib
+        borrowers = [pid for pid in readings if self._borrows(pid, readings)]
+        for pid in borrowers:
+            del readings[pid]
+        return readings
+
+    def _read_status(self, pid: int) -> dict[bytes, int] | None:
+        """Read one open status file; forget a process that is gone or a zombie."""
+        if (file := self._status_files.get(pid)) is None:
+            return None
+        try:
+            kib = {key: int(value) for key, value in _STATUS.findall(os.pread(file, 4096, 0))}
+        except ProcessLookupError:
+            kib = {}
+            self._parents.pop(pid, None)
+            self._is_settled = False  # another process may have its id by now
+        if not kib:
+            os.close(self._status_files.pop(pid))
+        return kib or None
+
+    def _borrows(self, pid: int, readings: dict[int, dict[bytes, int]]) -> bool:
+        """Tell whether a process still runs in its parent's memory: `subprocess` starts programs by vfork.
+
+        For a millisecond, until the new program is loaded, all of the parent's memory would count twice. A child made
+        by a plain fork differs: it begins without most of its parent's file pages.
+        """
+        parent = self._parents.get(pid)
+        if parent not in readings or abs(readings[parent][b"RssFile"] - readings[pid][b"RssFile"]) > 512:
+            return False
+        # The parent's other threads may change its memory in between: the child's figures lie between two of its own.
+        before, child, after = self._read_status(parent), self._read_status(pid), self._read_status(parent)
+        if not (before and child and after):
+            return False
+        return all(min(before[key], after[key]) <= child[key] <= max(before[key], after[key]) for key in child)
 
     def _follow_new_processes(self) -> None:
-        """Open the status files of processes that were born since the last call.
+        """List the processes of the machine if one was born since the last call.
 
-        Listing /proc takes milliseconds. The last field of /proc/loadavg is the newest process id: while it stays
-        the same, no process was born.
+        Listing /proc takes a part of a millisecond. The last field of /proc/loadavg is the newest process id: while it
+        stays the same, no process was born. A process has its id a moment before it stands in /proc, so the list is
+        read once more when the id has stayed the same.
         """
         newest = os.pread(self._loadavg_file, 100, 0).rpartition(b" ")[2]
-        if newest == self._newest_pid:
+        is_same = newest == self._newest_pid
+        if is_same and self._is_settled:
             return
-        self._newest_pid = newest
-        for pid in self.pids():
-            if pid not in self._status_files:
-                try:
-                    self._status_files[pid] = os.open(f"/proc/{pid}/status", os.O_RDONLY | os.O_CLOEXEC)
-                except OSError:
-                    pass  # it ended in between
+        self._newest_pid, self._is_settled = newest, is_same
+        self._list_processes()
+        self._listed_at = time.monotonic()
+
+    def _list_processes(self) -> None:
+        """Find the processes that are new since the last list; only these cost a look."""
+        there = {int(name) for name in os.listdir("/proc") if name.isdigit()}
+        self._strangers &= there
+        for pid in self._parents.keys() - there:
+            del self._parents[pid]
+        for pid in sorted(there - self._strangers - self._parents.keys()):
+            self._judge(pid)
+
+    def _judge(self, pid: int) -> None:
+        """Follow the parents of a process up to one that is known, and add them all to the tree or to the strangers."""
+        line = []
+        while pid != self._pid and pid not in self._parents:
+            parent = 0 if pid == 0 or pid in self._strangers else _parent_of(str(pid))
+            if parent is None:
+                return  # it ended in between; its children have another parent now, and are judged again
+            if parent == 0:
+                self._strangers.update([pid, *(below for below, _ in line)])
+                return
+            line.append((pid, parent))
+            pid = parent
+        for below, parent in line:
+            self._add(below, parent)
+
+    def _add(self, pid: int, parent: int) -> None:
+        self._parents[pid] = parent
+        try:
+            self._status_files[pid] = os.open(f"/proc/{pid}/status", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            pass  # it ended in between
 
     def exact(self) -> TreeMemory:
         """Return the memory with shared pages counted once, in milliseconds a process."""
-        readings = [reading for pid in self.pids() if (reading := _read_exactly(pid)) is not None]
+        pids = list(self._address_spaces()) if _LINUX else self.pids()
+        readings = [reading for pid in pids if (reading := _read_exactly(pid)) is not None]
         methods = {reading.method for reading in readings}
         method = next((name for name in ("rss", "uss", "pss") if name in methods), "pss")
+        if _LINUX:
+            self._exact_mib = sum(reading.held_mib for reading in readings)
+            self._anon_at_exact = {pid: kib[b"RssAnon"] for pid, kib in self._address_spaces().items()}
         return TreeMemory(
             sum(reading.held_mib for reading in readings),
             sum(reading.file_mib for reading in readings),
@@ -217,44 +339,72 @@ def current() -> TreeMemory:
         return reader.exact()
 
 
+def own() -> TreeMemory | None:
+    """Return the memory of this process alone, in microseconds, or None where the system does not tell."""
+    try:
+        kib = {key: int(value) for key, value in _STATUS.findall(Path("/proc/self/status").read_bytes())}
+        held = kib[b"RssAnon"] + kib[b"RssShmem"]
+        mapped, rss, highest = kib[b"RssFile"], kib[b"VmRSS"], kib[b"VmHWM"]
+    except (OSError, KeyError):
+        return None
+    return TreeMemory(held / 1024, mapped / 1024, rss / 1024, 1, "rss-parts", highest / 1024)
+
+
 def peak_rss_mib() -> float | None:
     """Return the largest resident set size that this process ever had, in MiB (VmHWM), or None where unknown.
 
     The kernel keeps this figure, so it misses no peak between two samples. It includes pages of mapped files.
     """
-    try:
-        status = Path("/proc/self/status").read_bytes()
-    except OSError:
-        return None
-    found = dict(_STATUS.findall(status)).get(b"VmHWM")
-    return None if found is None else int(found) / 1024
+    reading = own()
+    return None if reading is None else reading.highest_rss_mib
 
 
 def total_mib() -> float:
     """Return the memory of this machine, or of this container where that is less, in MiB."""
-    limit, _ = _cgroup_bytes()
-    return min(psutil.virtual_memory().total, limit) / MIB
+    return min(psutil.virtual_memory().total, *(limit for limit, _ in _cgroups_bytes())) / MIB
 
 
 def available_mib() -> float:
     """Return what programs can still take before this machine, or this container, runs out of memory, in MiB."""
-    limit, used = _cgroup_bytes()
-    return max(0, min(psutil.virtual_memory().available, limit - used)) / MIB
+    left = (limit - used for limit, used in _cgroups_bytes())
+    return max(0, min(psutil.virtual_memory().available, *left)) / MIB
 
 
-def _cgroup_bytes() -> tuple[int, int]:
-    """Return the container's memory limit and what counts against it, in bytes (no limit: 2^60 and 0)."""
-    for folder, limit_name, used_name, cache_name in (
-        (Path("/sys/fs/cgroup"), "memory.max", "memory.current", b"inactive_file"),
-        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", b"total_inactive_file"),
-    ):
+def _cgroups_bytes() -> list[tuple[int, int]]:
+    """Return the memory limit of each container around this process and what counts against it, in bytes."""
+    found = [(_NO_LIMIT_BYTES, 0)]
+    for folder, limit_name, used_name, prefix in _cgroup_folders():
         try:
             limit = int((folder / limit_name).read_text())
+            if limit >= _NO_LIMIT_BYTES:
+                continue
             used = int((folder / used_name).read_text())
-            parts = dict(line.split() for line in (folder / "memory.stat").read_bytes().splitlines())
+            parts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
         except (OSError, ValueError):  # no such file, or "max"
             continue
-        if limit < _NO_LIMIT_BYTES:
-            # Cached file pages that nobody used lately are dropped before anything is killed.
-            return limit, used - int(parts.get(cache_name, 0))
-    return _NO_LIMIT_BYTES, 0
+        # Cached file pages are dropped before anything is killed. An image read twice is "active", and still a cache.
+        cached = sum(int(parts.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
+        found.append((limit, max(0, used - cached)))
+    return found
+
+
+def _cgroup_folders() -> list[tuple[Path, str, str, str]]:
+    """Return the folders of this process's control groups, inner to outer, with the names that their version uses."""
+    v2 = (_CGROUP_MOUNT, "memory.max", "memory.current", "")
+    v1 = (_CGROUP_MOUNT / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+    paths = {v2: "", v1: ""}
+    try:
+        for line in _CGROUP_OF_SELF.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:
+                paths[v2] = path
+            elif "memory" in controllers.split(","):
+                paths[v1] = path
+    except (OSError, ValueError):
+        pass  # not Linux
+    found = []
+    for (mount, *names), path in paths.items():
+        # A container often sees its own group as the root of the mount, whatever path it is told.
+        parts = [] if ".." in path else [part for part in path.split("/") if part]
+        found += [(mount.joinpath(*parts[:depth]), *names) for depth in range(len(parts), -1, -1)]
+    return found

@@ -458,7 +458,7 @@ def in_this_process(monkeypatch):
         return types.SimpleNamespace(**result)
 
     monkeypatch.setattr(contract, "run", run_here)
-    monkeypatch.setattr(contract, "_renamed", lambda files, times, folder: files)
+    monkeypatch.setattr(contract, "renamed", lambda files, times, folder: files)
     monkeypatch.setattr(contract, "_SETTLE_S", 0.1)
     gc.freeze()  # what pytest holds need not be looked through after each early stop
     yield

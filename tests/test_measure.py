@@ -315,6 +315,38 @@ def test_growth_of_a_pipeline_that_streams(files):
     assert found.peak_mib - found.baseline_mib < 0.5 * 400 * IMAGE_MIB
 
 
+class FillingUp(Keeping):
+    """Keeps no more than 200 images: growth at first, and none in the long run."""
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            del self.kept[:-7]
+            yield batch
+
+
+class KeepingByName(Streaming):
+    by_name = {}  # noqa: RUF012
+
+    def __iter__(self):
+        for images, labels in super().__iter__():
+            for image in images:
+                self.by_name[self.files.paths[len(self.by_name) % len(self.files)]] = image.copy()
+            yield images, labels
+
+
+def test_a_small_data_set_is_looked_at_further_out(files):
+    found = measure(FillingUp, files.repeat_to(240))
+    assert abs(found.growth_mib_per_1000_files) < 250 * IMAGE_MIB
+    found = measure(KeepingByName, files)
+    assert found.growth_mib_per_1000_files == pytest.approx(1000 * IMAGE_MIB, rel=0.25)
+
+
+def test_growth_under_a_budget_that_holds_no_more(files):
+    found = measure(Keeping, files.repeat_to(240), memory_budget=130)
+    assert found.outcome == "finished"
+    assert found.growth_mib_per_1000_files == pytest.approx(1000 * IMAGE_MIB, rel=0.3)
+
+
 def test_what_is_read_ahead_is_no_growth(files):
     found = measure(ReadingAhead, files.repeat_to(240))
     assert abs(found.growth_mib_per_1000_files) < 250 * IMAGE_MIB
