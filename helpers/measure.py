@@ -48,9 +48,10 @@ __all__ = ["Measurement", "machine", "measure", "measure_ceiling", "setting"]
 
 _MAX_STEPS_KEPT = 200
 _MAX_TIMELINE = 200
-_GROWTH_EPOCHS = 4
+_GROWTH_EPOCHS, _MORE_EPOCHS = 4, 16
 _MANY_FILES = 1000  # with fewer, thread pools and the allocator are still filling up at the end of an epoch
-_GROWTH_IN_DOUBT_MIB = 20  # per 1,000 files; an image of 224 x 224 pixels kept costs 144
+_IN_DOUBT_MIB_PER_1000 = 20  # an image of 224 x 224 pixels kept costs 144 MiB per 1,000
+_IN_DOUBT_MIB_PER_EPOCH = 1
 _VERSIONED = ("tensorflow", "keras", "jax", "torch", "numpy", "opencv-python-headless", "opencv-python")
 
 
@@ -102,7 +103,8 @@ class Measurement:
         cores the longer; so where there are few files and they seem to cost memory, growth from all of them to a list
         of over a thousand is taken instead. None where `measure` was told to stop before the end.
     growth_mib_per_epoch : float
-        Slope of the memory held after each epoch of that quarter, first epoch excluded.
+        Slope of the memory held after each epoch of that quarter, first epoch excluded; with few files and in doubt,
+        of later epochs.
     gpu_busy_percent, gpu_peak_mib, framework_gpu_peak_mib : float
         NVML's busy share and memory while training, and the peak by the framework's own allocator: TensorFlow and JAX
         reserve most of a GPU at their start, so only the latter says what the training needs.
@@ -664,25 +666,30 @@ def _training_figures(results: list[ChildResult], accelerator: object | None) ->
 def _growth_figures(
     pipeline: Callable, files: ImageFiles, settings: dict, limits: dict, all_files: ChildResult
 ) -> dict:
-    """Compare a quarter of the files with all of them, or, in doubt, all of them with more; fit a few epochs."""
-    fewer = len(files) // 4
-    if fewer < 1:
+    """Compare a quarter of the files with all of them, and some epochs of it; of few files, in doubt, look further."""
+    quarter = files.take(len(files) // 4)
+    result = run(_epochs, pipeline, quarter, settings, _GROWTH_EPOCHS, **limits) if len(quarter) else None
+    if result is None or result.outcome != "finished":
         return {}
-    result = run(_epochs, pipeline, files.take(fewer), settings, _GROWTH_EPOCHS, **limits)
-    if result.outcome != "finished":
-        return {}
-    held_mib = result.value["held_mib"][1:]  # the first epoch fills buffers
-    per_1000 = _growth_per_1000(result, all_files, len(files) - fewer)
-    if per_1000 is not None and per_1000 > _GROWTH_IN_DOUBT_MIB and len(files) < _MANY_FILES:
+    per_1000 = _growth_per_1000(result, all_files, len(files) - len(quarter))
+    per_epoch = _slope(result.value["held_mib"][1:])  # the first epoch fills buffers
+    is_small = len(files) < _MANY_FILES
+    # A second look may need more memory or time than there is: then the first one holds.
+    if is_small and per_1000 is not None and per_1000 > _IN_DOUBT_MIB_PER_1000:
         times = 1 + -(-_MANY_FILES // len(files))
         with tempfile.TemporaryDirectory(prefix="measure-") as folder:
             more = run(_epochs, pipeline, renamed(files, times, folder), settings, 1, **limits)
-        if more.outcome == "finished":  # it may need more memory than there is
+        if more.outcome == "finished":
             per_1000 = _growth_per_1000(all_files, more, (times - 1) * len(files))
-    return {
-        "growth_mib_per_1000_files": per_1000,
-        "growth_mib_per_epoch": float(np.polyfit(range(len(held_mib)), held_mib, 1)[0]),
-    }
+    if is_small and per_epoch > _IN_DOUBT_MIB_PER_EPOCH:
+        more = run(_epochs, pipeline, quarter, settings, _MORE_EPOCHS, **limits)
+        if more.outcome == "finished":
+            per_epoch = _slope(more.value["held_mib"][_MORE_EPOCHS // 2 :])
+    return {"growth_mib_per_1000_files": per_1000, "growth_mib_per_epoch": per_epoch}
+
+
+def _slope(values: list[float]) -> float:
+    return float(np.polyfit(range(len(values)), values, 1)[0])
 
 
 def _growth_per_1000(few: ChildResult, many: ChildResult, files_more: int) -> float | None:

@@ -337,6 +337,7 @@ class KeepingByName(Streaming):
 def test_a_small_data_set_is_looked_at_further_out(files):
     found = measure(FillingUp, files.repeat_to(240))
     assert abs(found.growth_mib_per_1000_files) < 250 * IMAGE_MIB
+    assert abs(found.growth_mib_per_epoch) < 0.25 * 60 * IMAGE_MIB
     found = measure(KeepingByName, files)
     assert found.growth_mib_per_1000_files == pytest.approx(1000 * IMAGE_MIB, rel=0.25)
 
