@@ -30,7 +30,7 @@ lab: $(READER)
 
 test: check
 	rm -rf build/test-results
-	$(TEST_ENV) $(BIN)/python -m pytest tests --durations=10
+	$(TEST_ENV) $(BIN)/python -m pytest tests -n 2 --dist loadfile --durations=10
 	$(TEST_ENV) $(BIN)/python -m pytest --nbval --nbval-cell-timeout=300 \
 	    --timeout=0 -p no:cacheprovider $(LESSONS) $(SOLUTIONS)
 

@@ -64,7 +64,7 @@ class Promise:
         return f"{self.number} {'kept  ' if self.kept else 'BROKEN'} {PROMISES[self.number]}{found}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ContractReport:
     """What `check_pipeline` found: one `Promise` each, in order."""
 
@@ -86,6 +86,8 @@ class ContractReport:
             [f"{self.name}: {sum(p.kept for p in self.promises)} of {len(self.promises)} promises kept"]
             + [f"  {promise}" for promise in self.promises]
         )
+
+    __repr__ = __str__  # in a terminal as in print
 
     def _repr_html_(self) -> str:
         rows = "".join(

@@ -55,7 +55,7 @@ _IN_DOUBT_MIB_PER_EPOCH = 1
 _VERSIONED = ("tensorflow", "keras", "jax", "torch", "numpy", "opencv-python-headless", "opencv-python")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Measurement:
     """What one pipeline did on one machine. A figure that was not measured is None, never zero.
 
@@ -240,6 +240,8 @@ class Measurement:
         rows = self.rows()
         width = max(len(key) for key, _ in rows)
         return "\n".join([self.name] + [f"  {key:<{width}}  {value}" for key, value in rows])
+
+    __repr__ = __str__  # in a terminal as in print
 
     def _repr_html_(self) -> str:
         cells = "".join(

@@ -38,6 +38,6 @@ class LazyPipeline:
         return f"<pipeline {self.__name__}>"
 
 
-_NAMES = ("load_everything", "generator", "threaded_generator")
+_NAMES = ("load_everything", "generator", "threaded_generator", "keras_sequence")
 
 PIPELINES = {name: LazyPipeline(name) for name in _NAMES}
