@@ -47,7 +47,7 @@ lock: $(MAINTAINER)
 	$(BIN)/python tools/lock.py
 
 bench: $(MAINTAINER)
-	$(BIN)/python benchmarks/sampler_cost.py
+	$(BIN)/python benchmarks/watching.py
 
 clean:
 	rm -rf build $(VENV)

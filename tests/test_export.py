@@ -295,7 +295,7 @@ def test_the_check_of_ten_lessons_is_fast(root):
     # processor time of the child and not time on the clock: other programs may be using this machine too
     used_s = after.children_user + after.children_system - before.children_user - before.children_system
     assert done.stdout.count(": missing") == 20
-    assert used_s < 6
+    assert used_s < 20
 
 
 def test_the_repository_is_in_sync():

@@ -1,7 +1,8 @@
-"""Measure what watching costs: the supervisor's share of a core, and what its worker loses by being watched.
+"""Measure the watching of child processes: what it costs, and how far a memory budget is overshot at 1 GB/s.
 
-Run it by hand, on a machine that does nothing else: `python benchmarks/sampler_cost.py`. It takes about 40 seconds and
-reads /proc, so it needs Linux. Nothing depends on its figures; the course promises less than 1 % of a core.
+`make bench` runs it; by hand: `python benchmarks/watching.py`, on a machine that does nothing else. It takes about a
+minute and reads /proc, so it needs Linux. The course promises less than 1 % of a core and of throughput, and at most
+10 % over a budget.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from helpers.child import run
+from helpers.child import report, run
 
 _BUSY_S = 5.0
 _ROUNDS = 8
 _ROUND_S = 1.5
 _START_S = 0.5  # for the supervisor to have read its first list of processes
 _MIB = 2**20
+_BUDGET_MIB = 300
+_GROWTH_MIB_PER_S = 1024
 
 
 def main() -> None:
@@ -39,6 +42,10 @@ def main() -> None:
         (f"loop, not watched (median of {_ROUNDS})", f"{alone:.2f} million steps/s"),
         ("loop, lost by being watched", f"{100 * (1 - watched / alone):+.2f} %"),
     ]
+    for other_processes in (0, 4):
+        overshoots = [_overshoot(other_processes) for _ in range(_ROUNDS)]
+        figure = f"{100 * statistics.median(overshoots):.1f} %, at most {100 * max(overshoots):.1f} %"
+        rows.append((f"{_BUDGET_MIB} MiB overshot by a tree of {1 + other_processes} (median of {_ROUNDS})", figure))
     width = max(len(name) for name, _ in rows)
     print(f"{os.cpu_count()} cores, load before {_load_before:.1f}")
     for name, figure in rows:
@@ -109,6 +116,29 @@ def _rate(stop_watching: bool = False) -> float:
     finally:
         if stop_watching:
             os.kill(os.getppid(), signal.SIGCONT)
+
+
+def _overshoot(other_processes: int) -> float:
+    """Return how far a tree of processes came over its budget, as a share of it; it grows by 1 GB/s."""
+    shared_mib = 150 if other_processes else 1
+    result = run(_grow, other_processes, shared_mib, memory_budget=_BUDGET_MIB, timeout=60)
+    assert result.outcome == "out of memory", result
+    grown_mib = result.baseline_mib + shared_mib + result.progress
+    return max(result.peak_mib, grown_mib) / _BUDGET_MIB - 1
+
+
+def _grow(other_processes: int, shared_mib: int) -> None:
+    kept = [bytearray(b"x") * (shared_mib * _MIB)]
+    for _ in range(other_processes):
+        if os.fork() == 0:
+            time.sleep(60)
+            os._exit(0)
+    time.sleep(_START_S)
+    started = time.perf_counter()
+    for mib in range(1, 10 * _BUDGET_MIB):
+        kept.append(bytearray(b"x") * _MIB)
+        report(mib)
+        time.sleep(max(0, mib / _GROWTH_MIB_PER_S - (time.perf_counter() - started)))
 
 
 _load_before = os.getloadavg()[0]
