@@ -31,7 +31,7 @@ lab: $(READER)
 test: check
 	rm -rf build/test-results
 	$(TEST_ENV) $(BIN)/python -m pytest tests -n 2 --dist loadfile --durations=10
-	$(TEST_ENV) $(BIN)/python -m pytest --nbval --nbval-cell-timeout=300 \
+	$(TEST_ENV) $(BIN)/python -m pytest --nbval --nbval-cell-timeout=300 -n 2 --dist loadfile \
 	    --timeout=0 -p no:cacheprovider $(LESSONS) $(SOLUTIONS)
 
 check: $(MAINTAINER)

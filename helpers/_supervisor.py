@@ -25,14 +25,14 @@ from helpers._worker import FINISHED, FRAME, LARGEST_FRAME, PROGRESS, RAISED, ST
 
 _PR_SET_CHILD_SUBREAPER = 36
 _LENGTH = struct.Struct("<Q")
-_SLOWEST_S, _FASTEST_S = 0.025, 0.001  # between two looks at the memory
+_SLOWEST_S, _FASTEST_S = 0.04, 0.001  # between two looks at the memory
 _FEARED_MIB_PER_S = 4096  # the fastest growth that the pace of looking allows for
 _UNSEEN_S = 0.1  # for which a new process may go unseen while the budget is far
 _FEARED_SHARED_MIB_PER_S = 2048  # the same where looking takes exact readings, which are slow
 _LOOK_SHARE = 0.05  # of the time may go into looks where these are slow, as on other systems than Linux
 _SLOWEST_LOOKS_S = 0.25
 _EXACT_SHARE = 0.02  # of the time may go into exact readings
-_EXACT_SHARE_NEAR_BUDGET = 0.5
+_EXACT_SHARE_NEAR_BUDGET = 0.35
 _EXIT_GRACE_S = 2.0  # for a worker that has sent its value to end by itself
 _STACKS_S = 0.3  # for a worker that hangs to print where
 _KILL_LIMIT_S = 10.0
@@ -185,8 +185,11 @@ class _Watch:
         return self.last_exact_at + wait_s
 
     def _pause_s(self, bound: memory.TreeMemory) -> float:
-        may_be_over = bound.held_mib > self.budget_mib
-        pause_s = self._exact_due_at(bound) - time.monotonic() if may_be_over else self.headroom_s
+        pause_s = self.headroom_s
+        if bound.held_mib > self.budget_mib:
+            # New pages show in the quick looks between two exact readings; only pages shared no longer do not.
+            certain_headroom_s = (self.budget_mib - (bound.at_least_mib or 0.0)) / _FEARED_MIB_PER_S
+            pause_s = min(certain_headroom_s, self._exact_due_at(bound) - time.monotonic())
         slowest_s = max(_SLOWEST_S, min(_SLOWEST_LOOKS_S, self.look_cost_s / _LOOK_SHARE))
         return min(slowest_s, max(_FASTEST_S, pause_s))
 

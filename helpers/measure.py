@@ -218,8 +218,8 @@ class Measurement:
         rows += _row("first epoch, all included", self.first_epoch_images_per_s, "{:,.0f} images/s")
         rows += _row("CPU cores busy", self.cores_busy, "{:.1f}")
         rows += [("peak memory", f"{self.peak_mib:,.0f} MiB{budget}{baseline}")]
-        rows += _row("growth", self.growth_mib_per_1000_files, "{:,.0f} MiB per 1,000 files")
-        rows += _row("growth per epoch", self.growth_mib_per_epoch, "{:,.1f} MiB")
+        rows += _row("growth", self.growth_mib_per_1000_files, "{:z,.0f} MiB per 1,000 files")
+        rows += _row("growth per epoch", self.growth_mib_per_epoch, "{:z,.1f} MiB")
         device = f" on {self.device}" if self.device else ""
         rows += _row(f"accelerator alone ({self.accelerator}{device})", self.ceiling_images_per_s, "{:,.0f} images/s")
         spread = _spread(self.runs_together_images_per_s)

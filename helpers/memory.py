@@ -129,7 +129,7 @@ def _environment_holds(process: psutil.Process, mark: str) -> bool:
 
 
 class TreeReader:
-    """Reads the memory of a process tree forty times a second at well under one per cent of a core.
+    """Reads the memory of a process tree 25 times a second at well under one per cent of a core.
 
     Parameters
     ----------
