@@ -17,8 +17,20 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-__all__ = ["ImageFiles", "course_images", "find_images", "read_image"]
+__all__ = ["ImageFiles", "course_images", "decode_image", "find_images", "read_image"]
 
+_REDUCED = {
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
+_FLAGS = {  # by channels and reduction
+    (3, 1): cv2.IMREAD_COLOR_RGB,
+    (1, 1): cv2.IMREAD_GRAYSCALE,
+    # RGB and IMREAD_REDUCED_COLOR exclude each other; to RGB added, the grayscale flag only says how much to reduce.
+    **{(3, reduce): cv2.IMREAD_COLOR_RGB | flag for reduce, flag in _REDUCED.items()},
+    **{(1, reduce): flag for reduce, flag in _REDUCED.items()},
+}
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 DEFAULT_COURSE_IMAGES = 2000
 _PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -238,18 +250,48 @@ def read_image(path: str, *, image_size: tuple[int, int] | None = None, channels
     ValueError
         If the file holds no image, or a truncated one; the message names the file.
     """
-    if channels not in (1, 3):
-        raise ValueError(f"channels is {channels}: give 3 for RGB or 1 for grayscale")
     with open(path, "rb") as file:
         data = file.read()
+    return decode_image(data, path, image_size=image_size, channels=channels)
+
+
+def decode_image(
+    data: bytes, path: str, *, image_size: tuple[int, int] | None = None, channels: int = 3, reduce: int = 1
+) -> np.ndarray:
+    """Decode the bytes of an image file, as `read_image` does.
+
+    Parameters
+    ----------
+    data : bytes
+        All bytes of the file.
+    path : str
+        Its name, for messages.
+    image_size, channels
+        As for `read_image`.
+    reduce : {1, 2, 4, 8}
+        Decode at 1/1, 1/2, 1/4 or 1/8 of the stored width and height. A JPEG decoder leaves out the part of each block
+        of 8×8 frequencies that would not be seen, and the work with it.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape ``(height, width, channels)``, uint8, RGB order.
+
+    Raises
+    ------
+    ValueError
+        If the bytes are no image, or a truncated one; the message names the file.
+    """
+    if (channels, reduce) not in _FLAGS:
+        found = f"channels is {channels}, reduce is {reduce}"
+        raise ValueError(f"{found}: give 3 for RGB or 1 for grayscale, and reduce 1, 2, 4 or 8")
     if not data:
         raise ValueError(f"{_printable(path)}: an empty file; remove it or replace it")
     if _is_truncated_jpeg(data):
         found = f"truncated JPEG ({len(data):,} bytes and no end)"
         raise ValueError(f"{_printable(path)}: {found}; copy or download it again")
-    flag = cv2.IMREAD_COLOR_RGB if channels == 3 else cv2.IMREAD_GRAYSCALE
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS[channels, reduce] | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         if error.code == cv2.Error.STS_NO_MEM:
             raise

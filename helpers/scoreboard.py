@@ -118,7 +118,12 @@ def table(measurements: Iterable[Measurement]):
     from rich.table import Table
 
     shown = Table(
-        title="Scoreboard", title_justify="left", caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        title="Scoreboard",
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
     )
     shown.add_column("pipeline", no_wrap=True)
     for heading in ("files", "alone\nimages/s", "1st epoch\nimages/s", "training\nimages/s", "busy\n%", "peak\nMiB"):

@@ -1,0 +1,519 @@
+"""Images decoded once and kept on disk as they go to the model: writing, checking and reading such a folder.
+
+Called by `data_scripts/pack_images.py`, by lesson 06 and by the pipeline `tf_data_packed`.
+
+Format, version 1. A folder holds
+
+- ``index.json``: the settings, the class names, and the name, rows, bytes and SHA-256 of each shard; written last, so
+  that a folder with it is complete;
+- ``labels.npy``: the class index of each row, shape ``(rows,)``, int64;
+- ``names.json``: the file that each row came from;
+- ``shard-00000.raw`` and so on: rows of ``height × width × channels`` bytes, uint8, RGB, and nothing else, so that
+  ``np.memmap(shard, np.uint8, "r").reshape(-1, height, width, channels)`` reads it; or ``shard-00000.tfrecord``:
+  TFRecords of ``tf.train.Example`` with ``image`` (JPEG bytes), ``label`` and ``row``.
+
+While it is written, ``packing.json`` holds the settings and each finished shard has its ``.json`` beside it: packing
+that was interrupted goes on with the shards that are missing, or whose files have changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from helpers.images import ImageFiles, read_image
+
+__all__ = ["MixedPackError", "Packed", "pack"]
+
+FORMAT_VERSION = 1
+ROWS_PER_SHARD = 1024
+KINDS = {"raw": ".raw", "jpeg": ".tfrecord"}
+SPARE_BYTES = 100 << 20  # must stay free on the disk
+_CHUNK_ROWS = 128  # decoded before they are written: 18 MiB at 224×224×3
+_JPEG_SHARE = 0.5  # of the raw bytes: more than JPEGs of quality 95 take
+_OPEN_SHARDS = 64
+_INDEX, _LABELS, _NAMES, _PACKING = "index.json", "labels.npy", "names.json", "packing.json"
+
+
+class MixedPackError(ValueError):
+    """The folder holds other images, or the same with other settings."""
+
+
+@dataclass(frozen=True)
+class _Shard:
+    name: str
+    files_sha256: str
+    rows: int
+    bytes: int
+    sha256: str
+    kept: tuple[int, ...]  # which files of the shard's part of the list are in it
+    skipped: tuple[tuple[str, str], ...]  # file and reason
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def pack(
+    files: ImageFiles,
+    folder: str | os.PathLike,
+    *,
+    image_size: tuple[int, int] = (224, 224),
+    channels: int = 3,
+    kind: str = "raw",
+    quality: int = 95,
+    rows_per_shard: int = ROWS_PER_SHARD,
+    workers: int | None = None,
+    on_error: str = "raise",
+    on_progress: Callable[[int], object] | None = None,
+) -> Packed:
+    """Decode and resize each image once, and write shards of them. A second call finds the work done.
+
+    Parameters
+    ----------
+    files : ImageFiles
+    folder : path
+        Made where it is missing. It may hold an interrupted pack of the same files and settings, which goes on.
+    image_size : (int, int)
+        ``(height, width)`` of the rows, in pixels.
+    channels : {3, 1}
+    kind : {"raw", "jpeg"}
+        Pixels, or JPEG of the new size in TFRecords (this one needs TensorFlow).
+    quality : int
+        Of the JPEGs, 1 to 100.
+    rows_per_shard : int
+        Also the unit that is lost when packing is interrupted.
+    workers : int, optional
+        Threads that decode; by default one for each core.
+    on_error : {"raise", "skip"}
+        Whether a broken file ends the packing with an error that names it, or is left out and named in ``skipped``.
+    on_progress : callable, optional
+        Called with the number of files just finished.
+
+    Returns
+    -------
+    Packed
+
+    Raises
+    ------
+    ValueError
+        For a broken file, which is named, and for settings that make no sense.
+    MixedPackError
+        If the folder holds something else.
+    OSError
+        If the disk has too little room, which is asked before anything is written, or fails. What is finished stays.
+    """
+    if kind not in KINDS or on_error not in ("raise", "skip"):
+        raise ValueError(f'kind is {kind!r} and on_error {on_error!r}: give "raw" or "jpeg", and "raise" or "skip"')
+    if channels not in (1, 3) or min(image_size) < 1 or rows_per_shard < 1 or not 1 <= quality <= 100:
+        raise ValueError(f"cannot pack {channels} channels, {image_size} pixels, {rows_per_shard} rows, {quality} %")
+    if not len(files):
+        raise ValueError("no files to pack")
+    folder = Path(folder)
+    settings = {
+        "version": FORMAT_VERSION,
+        "kind": kind,
+        "image_size": list(image_size),
+        "channels": channels,
+        "quality": quality if kind == "jpeg" else None,
+        "rows_per_shard": rows_per_shard,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / _INDEX).exists():
+        packed = Packed(folder)
+        digests = [_digest(part) for part in _parts(files, rows_per_shard)]
+        _refuse_other(folder, {**settings, "files_sha256": _hash_of(digests)}, packed.settings)
+        if packed.skipped and on_error == "raise":
+            raise ValueError(f"{folder} was packed without {len(packed.skipped)} files; {packed.skipped[0][1]}")
+        return packed
+    _begin(folder, settings, len(files))
+    shards = []
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        for number, part in enumerate(_parts(files, rows_per_shard)):
+            path = folder / f"shard-{number:05d}{KINDS[kind]}"
+            shard = _finished_shard(path, part, on_error)
+            if shard is None:
+                first_row = sum(one.rows for one in shards)
+                shard = _write_shard(path, part, first_row, settings, on_error, pool, on_progress)
+            elif on_progress:
+                on_progress(len(part))
+            shards.append(shard)
+    _finish(folder, files, settings, shards)
+    return Packed(folder)
+
+
+def _parts(files: ImageFiles, rows: int) -> Iterator[ImageFiles]:
+    for start in range(0, len(files), rows):
+        yield files.select(range(start, min(start + rows, len(files))))
+
+
+def _hash_of(digests: list[str]) -> str:
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _digest(files: ImageFiles) -> str:
+    """Return a hash of what would be packed: names, sizes, times of change, labels."""
+    digest = hashlib.sha256()
+    for path in files.paths:
+        status = os.stat(path)
+        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(errors="surrogateescape"))
+    digest.update(files.labels.tobytes() + "\0".join(files.class_names).encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _refuse_other(folder: Path, wanted: dict, there: dict) -> None:
+    other = [f"{key} {there.get(key)}, not {value}" for key, value in wanted.items() if there.get(key) != value]
+    if other:
+        raise MixedPackError(f"{folder} holds another pack ({'; '.join(other)}); give another folder or remove it")
+
+
+def _begin(folder: Path, settings: dict, file_count: int) -> None:
+    packing = folder / _PACKING
+    if packing.exists():
+        _refuse_other(folder, settings, _read_json(packing))
+    elif strangers := [path.name for path in folder.iterdir() if not path.name.startswith(".")]:
+        raise MixedPackError(f"{folder} is not empty ({strangers[0]} …) and holds no pack; give another folder")
+    _refuse_full_disk(folder, settings, file_count)
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+    _write_atomically(packing, json.dumps(settings, indent=1).encode())
+
+
+def _refuse_full_disk(folder: Path, settings: dict, file_count: int) -> None:
+    height, width = settings["image_size"]
+    share = 1.0 if settings["kind"] == "raw" else _JPEG_SHARE
+    there = sum(path.stat().st_size for path in folder.glob("shard-*"))
+    needed = int(file_count * height * width * settings["channels"] * share) - there
+    free = shutil.disk_usage(folder).free
+    if needed + SPARE_BYTES > free:
+        raise OSError(
+            f"{folder}: the packed images need {needed / 1e6:,.0f} MB more, and {SPARE_BYTES / 1e6:,.0f} MB must stay"
+            f" free, but the disk has {free / 1e6:,.0f} MB; nothing was written"
+        )
+
+
+def _finished_shard(path: Path, part: ImageFiles, on_error: str) -> _Shard | None:
+    """Return a shard that an earlier call finished, if it and its files are as that call left them."""
+    try:
+        values = _read_json(_sidecar(path))
+        shard = _Shard(**{**values, "kept": tuple(values["kept"]), "skipped": tuple(map(tuple, values["skipped"]))})
+        if shard.skipped and on_error == "raise":
+            return None
+        return shard if shard.files_sha256 == _digest(part) and shard.sha256 == _sha256(path) else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _write_shard(
+    path: Path,
+    part: ImageFiles,
+    first_row: int,
+    settings: dict,
+    on_error: str,
+    pool: ThreadPoolExecutor,
+    on_progress: Callable[[int], object] | None,
+) -> _Shard:
+    digest = _digest(part)  # before they are read: a file that changes meanwhile is read again next time
+    kept: list[int] = []
+    skipped: list[tuple[str, str]] = []
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with _ShardFile(unfinished, settings["kind"]) as write:
+            for start in range(0, len(part), _CHUNK_ROWS):
+                chunk = range(start, min(start + _CHUNK_ROWS, len(part)))
+                results = pool.map(lambda place: _encoded(part.paths[place], settings, on_error), chunk)
+                for place, (content, fault) in zip(chunk, results, strict=True):
+                    if fault is None:
+                        write(content, int(part.labels[place]), first_row + len(kept))
+                        kept.append(place)
+                    else:
+                        skipped.append((part.paths[place], fault))
+                if on_progress:
+                    on_progress(len(chunk))
+        size, sha256 = unfinished.stat().st_size, _sha256(unfinished)
+        os.replace(unfinished, path)
+    except OSError as error:
+        error.filename = error.filename or os.fspath(path)  # a full disk does not say which
+        raise
+    finally:
+        unfinished.unlink(missing_ok=True)
+    shard = _Shard(path.name, digest, len(kept), size, sha256, tuple(kept), tuple(skipped))
+    _write_atomically(_sidecar(path), json.dumps(asdict(shard)).encode())
+    return shard
+
+
+def _encoded(path: str, settings: dict, on_error: str) -> tuple[bytes | np.ndarray | None, str | None]:
+    """Return what is written for one file, and what is wrong with it if that may be skipped."""
+    try:
+        image = read_image(path, image_size=tuple(settings["image_size"]), channels=settings["channels"])
+    except (ValueError, OSError) as error:
+        if on_error == "raise":
+            raise
+        return None, str(error)
+    if settings["kind"] == "raw":
+        return image, None
+    colours = image[:, :, ::-1] if settings["channels"] == 3 else image  # OpenCV writes BGR
+    encoded, content = cv2.imencode(".jpg", colours, [cv2.IMWRITE_JPEG_QUALITY, settings["quality"]])
+    if not encoded:
+        raise ValueError(f"{path}: OpenCV could not encode it")
+    return content.tobytes(), None
+
+
+class _ShardFile:
+    """Write rows to a file that is on the disk when the block ends."""
+
+    def __init__(self, path: Path, kind: str):
+        self._path, self._kind = path, kind
+
+    def __enter__(self) -> Callable[[bytes | np.ndarray, int, int], object]:
+        if self._kind == "raw":
+            self._file = open(self._path, "wb")
+            return lambda content, label, row: self._file.write(content.data)
+        import tensorflow as tf
+
+        self._file = tf.io.TFRecordWriter(os.fspath(self._path))
+
+        def write(content: bytes, label: int, row: int) -> None:
+            feature = {
+                "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[content])),
+                "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
+                "row": tf.train.Feature(int64_list=tf.train.Int64List(value=[row])),
+            }
+            self._file.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
+
+        return write
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+        if exception[0] is None:
+            with open(self._path, "rb+") as file:
+                os.fsync(file.fileno())
+
+
+def _finish(folder: Path, files: ImageFiles, settings: dict, shards: list[_Shard]) -> None:
+    starts = range(0, len(files), settings["rows_per_shard"])
+    rows = [start + place for start, shard in zip(starts, shards, strict=True) for place in shard.kept]
+    if not rows:
+        raise ValueError(f"none of the {len(files):,} files could be packed; the first: {shards[0].skipped[0][1]}")
+    _write_atomically(folder / _LABELS, lambda file: np.save(file, files.labels[rows]))
+    _write_atomically(folder / _NAMES, json.dumps([files.paths[row] for row in rows]).encode())
+    index = {
+        **settings,
+        "files": len(files),
+        "files_sha256": _hash_of([shard.files_sha256 for shard in shards]),
+        "rows": len(rows),
+        "class_names": list(files.class_names),
+        "shards": [{"name": s.name, "rows": s.rows, "bytes": s.bytes, "sha256": s.sha256} for s in shards],
+        "skipped": [list(one) for shard in shards for one in shard.skipped],
+        "labels_sha256": _sha256(folder / _LABELS),
+        "names_sha256": _sha256(folder / _NAMES),
+    }
+    _write_atomically(folder / _INDEX, json.dumps(index, indent=1).encode())
+    names = {shard.name for shard in shards}
+    for path in [*folder.glob("shard-*"), folder / _PACKING]:  # of a longer list of files, too
+        if path.name not in names:
+            path.unlink(missing_ok=True)
+
+
+def _write_atomically(path: Path, content: bytes | Callable) -> None:
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(part, "wb") as file:
+            file.write(content) if isinstance(content, bytes) else content(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _read_json(path: Path) -> dict:
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+class Packed:
+    """A finished folder of packed images. Threads may share it; processes may inherit it.
+
+    Parameters
+    ----------
+    folder : path
+
+    Attributes
+    ----------
+    folder : pathlib.Path
+    settings : dict
+        As in ``index.json``.
+    labels : numpy.ndarray
+        Shape ``(rows,)``, int64, mapped from its file.
+    class_names : tuple of str
+    image_size : (int, int)
+        ``(height, width)`` of each row, in pixels.
+    channels : int
+    skipped : tuple of (str, str)
+        The files that were left out, and why.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no finished pack.
+    ValueError
+        If a part of it has another size than its index says, or the index cannot be read.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+        try:
+            self.settings = _read_json(self.folder / _INDEX)
+        except FileNotFoundError:
+            unfinished = " (it was interrupted: pack the same files again to go on)"
+            hint = unfinished if (self.folder / _PACKING).exists() else ""
+            raise FileNotFoundError(f"{self.folder}: no finished pack{hint}") from None
+        except (ValueError, UnicodeDecodeError) as error:
+            raise ValueError(f"{self.folder / _INDEX}: not an index ({error})") from None
+        try:
+            self._open()
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{self.folder / _INDEX}: not an index of a pack ({error!r})") from None
+
+    def _open(self) -> None:
+        if self.settings["version"] != FORMAT_VERSION:
+            found = f"format version {self.settings['version']}, this program reads {FORMAT_VERSION}"
+            raise ValueError(f"{self.folder / _INDEX}: {found}; pack the images again")
+        self.image_size: tuple[int, int] = tuple(self.settings["image_size"])
+        self.channels: int = self.settings["channels"]
+        self.class_names = tuple(self.settings["class_names"])
+        self.skipped = tuple(tuple(one) for one in self.settings["skipped"])
+        self.shard_paths = [self.folder / shard["name"] for shard in self.settings["shards"]]
+        self.row_bytes = self.image_size[0] * self.image_size[1] * self.channels
+        self.labels = np.load(self.folder / _LABELS, mmap_mode="r")
+        self._ends = np.cumsum([shard["rows"] for shard in self.settings["shards"]])
+        if len(self.labels) != self.settings["rows"] or self._ends[-1] != self.settings["rows"]:
+            raise ValueError(f"{self.folder}: {len(self.labels)} labels, {self.settings['rows']} rows")
+        for path, shard in zip(self.shard_paths, self.settings["shards"], strict=True):
+            expected = shard["rows"] * self.row_bytes if self.settings["kind"] == "raw" else shard["bytes"]
+            size = path.stat().st_size if path.exists() else 0
+            if not size == expected == shard["bytes"]:
+                raise ValueError(f"{path}: {size:,} bytes, not {shard['bytes']:,}; remove the folder and pack again")
+        self._files: OrderedDict[int, int] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"Packed({len(self):,} rows of {self.image_size[0]}×{self.image_size[1]}×{self.channels})"
+
+    def __reduce__(self) -> tuple:
+        return Packed, (self.folder,)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the shards that are open; reading opens them again."""
+        for file in getattr(self, "_files", {}).values():
+            os.close(file)
+        if hasattr(self, "_files"):
+            self._files.clear()
+
+    def names(self) -> list[str]:
+        """Return the file that each row came from; it takes memory for all of them."""
+        return _read_json(self.folder / _NAMES)
+
+    def read(self, rows: Sequence[int], out: np.ndarray | None = None) -> np.ndarray:
+        """Read rows in any order.
+
+        Parameters
+        ----------
+        rows : sequence of int
+        out : numpy.ndarray, optional
+            Where to put them: C-contiguous, uint8, shape ``(len(rows), height, width, channels)``.
+
+        Returns
+        -------
+        numpy.ndarray
+            ``out``, or a new array.
+
+        Raises
+        ------
+        IndexError
+            If there is no such row.
+        OSError
+            If a shard cannot be read, or has become shorter; it is named.
+        """
+        if out is None:
+            out = np.empty((len(rows), *self.image_size, self.channels), np.uint8)
+        for row, image in zip(rows, out, strict=True):
+            self.read_lines(int(row), 0, image)
+        return out
+
+    def read_lines(self, row: int, first_line: int, out: np.ndarray) -> None:
+        """Read some lines of pixels of one row, from ``first_line`` on, into ``out`` (lines, width, channels)."""
+        if self.settings["kind"] != "raw":
+            raise ValueError(f"{self.folder} holds TFRecords: read them with tf.data.TFRecordDataset")
+        if not 0 <= row < len(self) or first_line + len(out) > self.image_size[0]:
+            raise IndexError(f"row {row}, lines {first_line} to {first_line + len(out)} of {self!r}")
+        shard = int(np.searchsorted(self._ends, row, side="right"))
+        in_shard = row - (int(self._ends[shard - 1]) if shard else 0)
+        offset = in_shard * self.row_bytes + first_line * self.image_size[1] * self.channels
+        if self._read_at(shard, offset, out) != out.nbytes:
+            raise OSError(f"{self.shard_paths[shard]}: has become shorter than its index says; pack the images again")
+
+    def _read_at(self, shard: int, offset: int, out: np.ndarray) -> int:
+        if hasattr(os, "preadv"):
+            # The lock keeps the file open while others open theirs; the read itself lets go of the interpreter.
+            with self._lock:
+                file = os.dup(self._file(shard)) if len(self.shard_paths) > _OPEN_SHARDS else self._file(shard)
+            try:
+                return os.preadv(file, [out.data], offset)
+            finally:
+                if len(self.shard_paths) > _OPEN_SHARDS:
+                    os.close(file)
+        with self._lock, open(self._file(shard), "rb", buffering=0, closefd=False) as reader:
+            reader.seek(offset)
+            return reader.readinto(out.data)
+
+    def _file(self, shard: int) -> int:
+        if shard in self._files:
+            self._files.move_to_end(shard)
+        else:
+            flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+            self._files[shard] = os.open(self.shard_paths[shard], flags)
+            if len(self._files) > _OPEN_SHARDS:
+                os.close(self._files.popitem(last=False)[1])
+        return self._files[shard]
+
+    def faults(self) -> Iterator[str]:
+        """Read everything again and compare it with the hashes of the index; yield what differs."""
+        parts = [(shard["name"], shard["sha256"]) for shard in self.settings["shards"]]
+        parts += [(_LABELS, self.settings["labels_sha256"]), (_NAMES, self.settings["names_sha256"])]
+        for name, sha256 in parts:
+            try:
+                if _sha256(self.folder / name) != sha256:
+                    yield f"{self.folder / name}: not what was written (another SHA-256)"
+            except OSError as error:
+                yield f"{self.folder / name}: {error.strerror or error}"
