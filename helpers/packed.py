@@ -24,10 +24,14 @@ import os
 import secrets
 import shutil
 import threading
+import time
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import cv2
@@ -35,15 +39,21 @@ import numpy as np
 
 from helpers.images import ImageFiles, read_image
 
-__all__ = ["MixedPackError", "Packed", "pack"]
+try:
+    import fcntl
+except ImportError:  # Windows has none: there, do not pack into one folder twice at once
+    fcntl = None
+
+__all__ = ["MixedPackError", "Packed", "default_folder", "pack"]
 
 FORMAT_VERSION = 1
-ROWS_PER_SHARD = 1024
+ROWS_PER_SHARD = 4096
 KINDS = {"raw": ".raw", "jpeg": ".tfrecord"}
 SPARE_BYTES = 100 << 20  # must stay free on the disk
 _CHUNK_ROWS = 128  # decoded before they are written: 18 MiB at 224×224×3
 _JPEG_SHARE = 0.5  # of the raw bytes: more than JPEGs of quality 95 take
-_OPEN_SHARDS = 64
+_MAPPED_SHARDS = 256  # each holds a file open
+_LONGEST_WAIT_S = 600.0  # for another process that packs the same
 _INDEX, _LABELS, _NAMES, _PACKING = "index.json", "labels.npy", "names.json", "packing.json"
 
 
@@ -130,6 +140,20 @@ def pack(
         "rows_per_shard": rows_per_shard,
     }
     folder.mkdir(parents=True, exist_ok=True)
+    _refuse_strangers(folder)
+    with _held(folder):
+        return _pack(files, folder, settings, workers, on_error, on_progress)
+
+
+def _pack(
+    files: ImageFiles,
+    folder: Path,
+    settings: dict,
+    workers: int | None,
+    on_error: str,
+    on_progress: Callable[[int], object] | None,
+) -> Packed:
+    rows_per_shard = settings["rows_per_shard"]
     if (folder / _INDEX).exists():
         packed = Packed(folder)
         digests = [_digest(part) for part in _parts(files, rows_per_shard)]
@@ -141,7 +165,7 @@ def pack(
     shards = []
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         for number, part in enumerate(_parts(files, rows_per_shard)):
-            path = folder / f"shard-{number:05d}{KINDS[kind]}"
+            path = folder / f"shard-{number:05d}{KINDS[settings['kind']]}"
             shard = _finished_shard(path, part, on_error)
             if shard is None:
                 first_row = sum(one.rows for one in shards)
@@ -151,6 +175,24 @@ def pack(
             shards.append(shard)
     _finish(folder, files, settings, shards)
     return Packed(folder)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Wait while another process packs into this folder; the lock ends with its holder, however that ends."""
+    with open(folder / ".lock", "ab") as file:
+        until = time.monotonic() + _LONGEST_WAIT_S
+        while fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise TimeoutError(
+                        f"{folder}: another process has packed into it for {_LONGEST_WAIT_S:.0f} s"
+                    ) from None
+                time.sleep(0.1)
+        yield
 
 
 def _parts(files: ImageFiles, rows: int) -> Iterator[ImageFiles]:
@@ -178,12 +220,16 @@ def _refuse_other(folder: Path, wanted: dict, there: dict) -> None:
         raise MixedPackError(f"{folder} holds another pack ({'; '.join(other)}); give another folder or remove it")
 
 
+def _refuse_strangers(folder: Path) -> None:
+    names = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    if names and _INDEX not in names and _PACKING not in names:
+        raise MixedPackError(f"{folder} is not empty ({names[0]} …) and holds no pack; give another folder")
+
+
 def _begin(folder: Path, settings: dict, file_count: int) -> None:
     packing = folder / _PACKING
     if packing.exists():
         _refuse_other(folder, settings, _read_json(packing))
-    elif strangers := [path.name for path in folder.iterdir() if not path.name.startswith(".")]:
-        raise MixedPackError(f"{folder} is not empty ({strangers[0]} …) and holds no pack; give another folder")
     _refuse_full_disk(folder, settings, file_count)
     for leftover in folder.glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
@@ -352,6 +398,13 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def default_folder(files: ImageFiles, image_size: tuple[int, int], channels: int = 3) -> Path:
+    """Return where a pack of these files is kept when nobody says: below ``COURSE_PACKED``, or ``data/packed``."""
+    base = os.environ.get("COURSE_PACKED") or Path(__file__).resolve().parent.parent / "data" / "packed"
+    height, width = image_size
+    return Path(base) / f"{_digest(files)[:16]}-{height}x{width}x{channels}"
+
+
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
@@ -408,17 +461,16 @@ class Packed:
         self.class_names = tuple(self.settings["class_names"])
         self.skipped = tuple(tuple(one) for one in self.settings["skipped"])
         self.shard_paths = [self.folder / shard["name"] for shard in self.settings["shards"]]
-        self.row_bytes = self.image_size[0] * self.image_size[1] * self.channels
+        if self.settings["kind"] == "raw":
+            row_bytes = self.image_size[0] * self.image_size[1] * self.channels
+            if any(shard["bytes"] != shard["rows"] * row_bytes for shard in self.settings["shards"]):
+                raise ValueError(f"{self.folder / _INDEX}: sizes of shards and of images do not agree")
         self.labels = np.load(self.folder / _LABELS, mmap_mode="r")
-        self._ends = np.cumsum([shard["rows"] for shard in self.settings["shards"]])
+        self._ends = list(accumulate(shard["rows"] for shard in self.settings["shards"]))
         if len(self.labels) != self.settings["rows"] or self._ends[-1] != self.settings["rows"]:
             raise ValueError(f"{self.folder}: {len(self.labels)} labels, {self.settings['rows']} rows")
-        for path, shard in zip(self.shard_paths, self.settings["shards"], strict=True):
-            expected = shard["rows"] * self.row_bytes if self.settings["kind"] == "raw" else shard["bytes"]
-            size = path.stat().st_size if path.exists() else 0
-            if not size == expected == shard["bytes"]:
-                raise ValueError(f"{path}: {size:,} bytes, not {shard['bytes']:,}; remove the folder and pack again")
-        self._files: OrderedDict[int, int] = OrderedDict()
+        self.check()
+        self._mapped: OrderedDict[int, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -430,82 +482,72 @@ class Packed:
     def __reduce__(self) -> tuple:
         return Packed, (self.folder,)
 
-    def __del__(self) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the shards that are open; reading opens them again."""
-        for file in getattr(self, "_files", {}).values():
-            os.close(file)
-        if hasattr(self, "_files"):
-            self._files.clear()
-
     def names(self) -> list[str]:
         """Return the file that each row came from; it takes memory for all of them."""
         return _read_json(self.folder / _NAMES)
 
-    def read(self, rows: Sequence[int], out: np.ndarray | None = None) -> np.ndarray:
-        """Read rows in any order.
+    def __getitem__(self, row: int) -> np.ndarray:
+        """Return one image without reading it: its pixels come from the disk, or from the page cache, when used.
 
-        Parameters
-        ----------
-        rows : sequence of int
-        out : numpy.ndarray, optional
-            Where to put them: C-contiguous, uint8, shape ``(len(rows), height, width, channels)``.
+        The system takes such pages back when it needs memory. A shard that somebody makes shorter at that moment ends
+        the process by a bus error; `check` finds one that has become shorter before.
 
         Returns
         -------
         numpy.ndarray
-            ``out``, or a new array.
+            Shape ``(height, width, channels)``, uint8, RGB, read-only.
 
         Raises
         ------
         IndexError
             If there is no such row.
-        OSError
-            If a shard cannot be read, or has become shorter; it is named.
+        ValueError
+            If the folder holds TFRecords.
+        """
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self):,}")
+        shard = bisect_right(self._ends, row)
+        return self._shard(shard)[row - (self._ends[shard - 1] if shard else 0)]
+
+    def _shard(self, number: int) -> np.ndarray:
+        with self._lock:
+            if number in self._mapped:
+                self._mapped.move_to_end(number)
+            else:
+                if self.settings["kind"] != "raw":
+                    raise ValueError(f"{self.folder} holds TFRecords: read them with tf.data.TFRecordDataset")
+                rows = np.memmap(self.shard_paths[number], np.uint8, "r")
+                self._mapped[number] = rows.view(np.ndarray).reshape(-1, *self.image_size, self.channels)
+                if len(self._mapped) > _MAPPED_SHARDS:
+                    self._mapped.popitem(last=False)
+            return self._mapped[number]
+
+    def read(self, rows: Sequence[int], out: np.ndarray | None = None) -> np.ndarray:
+        """Copy rows, in any order.
+
+        Parameters
+        ----------
+        rows : sequence of int
+        out : numpy.ndarray, optional
+            Where to put them: uint8, shape ``(len(rows), height, width, channels)``.
+
+        Returns
+        -------
+        numpy.ndarray
+            ``out``, or a new array.
         """
         if out is None:
             out = np.empty((len(rows), *self.image_size, self.channels), np.uint8)
         for row, image in zip(rows, out, strict=True):
-            self.read_lines(int(row), 0, image)
+            image[...] = self[int(row)]
         return out
 
-    def read_lines(self, row: int, first_line: int, out: np.ndarray) -> None:
-        """Read some lines of pixels of one row, from ``first_line`` on, into ``out`` (lines, width, channels)."""
-        if self.settings["kind"] != "raw":
-            raise ValueError(f"{self.folder} holds TFRecords: read them with tf.data.TFRecordDataset")
-        if not 0 <= row < len(self) or first_line + len(out) > self.image_size[0]:
-            raise IndexError(f"row {row}, lines {first_line} to {first_line + len(out)} of {self!r}")
-        shard = int(np.searchsorted(self._ends, row, side="right"))
-        in_shard = row - (int(self._ends[shard - 1]) if shard else 0)
-        offset = in_shard * self.row_bytes + first_line * self.image_size[1] * self.channels
-        if self._read_at(shard, offset, out) != out.nbytes:
-            raise OSError(f"{self.shard_paths[shard]}: has become shorter than its index says; pack the images again")
-
-    def _read_at(self, shard: int, offset: int, out: np.ndarray) -> int:
-        if hasattr(os, "preadv"):
-            # The lock keeps the file open while others open theirs; the read itself lets go of the interpreter.
-            with self._lock:
-                file = os.dup(self._file(shard)) if len(self.shard_paths) > _OPEN_SHARDS else self._file(shard)
-            try:
-                return os.preadv(file, [out.data], offset)
-            finally:
-                if len(self.shard_paths) > _OPEN_SHARDS:
-                    os.close(file)
-        with self._lock, open(self._file(shard), "rb", buffering=0, closefd=False) as reader:
-            reader.seek(offset)
-            return reader.readinto(out.data)
-
-    def _file(self, shard: int) -> int:
-        if shard in self._files:
-            self._files.move_to_end(shard)
-        else:
-            flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-            self._files[shard] = os.open(self.shard_paths[shard], flags)
-            if len(self._files) > _OPEN_SHARDS:
-                os.close(self._files.popitem(last=False)[1])
-        return self._files[shard]
+    def check(self) -> None:
+        """Raise a ValueError that names a shard whose size is not that of the index; hashes are not compared."""
+        for path, shard in zip(self.shard_paths, self.settings["shards"], strict=True):
+            size = path.stat().st_size if path.exists() else 0
+            if size != shard["bytes"]:
+                raise ValueError(f"{path}: {size:,} bytes, not {shard['bytes']:,}; remove the folder and pack again")
 
     def faults(self) -> Iterator[str]:
         """Read everything again and compare it with the hashes of the index; yield what differs."""

@@ -29,16 +29,20 @@ def files(tmp_path_factory):
     return course_images(60).take(21)
 
 
-@pytest.fixture
-def copies(files, tmp_path):
-    """The same photographs as files that a test may break."""
+def copied(files, folder):
     paths = []
     for number, path in enumerate(files.paths):
-        copy = tmp_path / "images" / files.class_names[files.labels[number]] / f"{number:03d}.jpg"
+        copy = folder / files.class_names[files.labels[number]] / f"{number:03d}.jpg"
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(Path(path).read_bytes())
         paths.append(str(copy))
     return ImageFiles(tuple(paths), files.labels, files.class_names)
+
+
+@pytest.fixture
+def copies(files, tmp_path):
+    """The same photographs as files that a test may break."""
+    return copied(files, tmp_path / "images")
 
 
 def tree(folder):
@@ -64,7 +68,7 @@ def test_rows_are_the_images_and_numpy_alone_reads_them(files, tmp_path, channel
     assert not list(packed.faults())
 
 
-def test_rows_in_any_order_and_lines_of_a_row(files, tmp_path):
+def test_rows_in_any_order(files, tmp_path):
     packed = pack(files, tmp_path / "pack", **SMALL)
     order = [20, 0, 7, 8, 7]
     images = expected(files, order)
@@ -72,16 +76,15 @@ def test_rows_in_any_order_and_lines_of_a_row(files, tmp_path):
     out = np.zeros((5, 24, 32, 3), np.uint8)
     assert packed.read(np.array(order), out) is out
     np.testing.assert_array_equal(out, images)
-    lines = np.empty((5, 32, 3), np.uint8)
-    packed.read_lines(8, 19, lines)
-    np.testing.assert_array_equal(lines, images[3][19:])
-    for row, first_line in ((21, 0), (-1, 0), (0, 20)):
+    np.testing.assert_array_equal(packed[8], images[3])
+    assert not packed[8].flags.writeable
+    for row in (21, -1):
         with pytest.raises(IndexError):
-            packed.read_lines(row, first_line, lines)
+            packed[row]
 
 
 def test_reading_in_threads_from_more_shards_than_may_be_open(files, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_OPEN_SHARDS", 3)
+    monkeypatch.setattr(module, "_MAPPED_SHARDS", 3)
     packed = pack(files, tmp_path / "pack", image_size=(24, 32), rows_per_shard=1)
     images = expected(files)
     before = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
@@ -94,14 +97,22 @@ def test_reading_in_threads_from_more_shards_than_may_be_open(files, tmp_path, m
         assert all(pool.map(read, range(200)))
     if sys.platform == "linux":
         assert len(os.listdir("/proc/self/fd")) <= before + 3
-    packed.close()
-    packed.read([0])
 
 
-def test_where_there_is_no_preadv(files, tmp_path, monkeypatch):
-    packed = pack(files, tmp_path / "pack", **SMALL)
-    monkeypatch.delattr(os, "preadv", raising=False)
-    np.testing.assert_array_equal(packed.read(range(20, -1, -1)), expected(files)[::-1])
+def test_two_processes_pack_into_one_folder(tmp_path):
+    copied(course_images(60), folder := tmp_path / "images")
+    arguments = (folder, "--to", tmp_path / "pack", "--size", 224, "--rows-per-shard", 10)
+    runs = [finished(process) for process in [script(*arguments) for _ in range(3)]]
+    assert [code for code, _, _ in runs] == [0, 0, 0], runs
+    assert not list(Packed(tmp_path / "pack").faults())
+
+
+@pytest.mark.skipif(module.fcntl is None, reason="no locks here")
+def test_the_wait_for_another_process_has_an_end(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_LONGEST_WAIT_S", 0.2)
+    (tmp_path / "pack").mkdir()
+    with module._held(tmp_path / "pack"), pytest.raises(TimeoutError, match="another process"):
+        pack(files, tmp_path / "pack", **SMALL)
 
 
 def test_it_can_be_pickled(files, tmp_path):
@@ -214,7 +225,7 @@ def test_a_disk_with_too_little_room_is_refused_before_anything_is_written(files
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage._replace(free=module.SPARE_BYTES + 20_000))
     with pytest.raises(OSError, match="nothing was written"):
         pack(files, tmp_path / "pack", **SMALL)
-    assert not os.listdir(tmp_path / "pack")
+    assert os.listdir(tmp_path / "pack") == [".lock"]
 
 
 def test_a_disk_that_fills_up_loses_no_finished_shard(files, tmp_path, monkeypatch):
@@ -230,7 +241,7 @@ def test_a_disk_that_fills_up_loses_no_finished_shard(files, tmp_path, monkeypat
     with pytest.raises(OSError, match=r"No space left.*shard-00001"):
         pack(files, tmp_path / "pack", **SMALL)
     monkeypatch.undo()
-    assert sorted(os.listdir(tmp_path / "pack")) == ["packing.json", "shard-00000.raw", "shard-00000.raw.json"]
+    assert sorted(os.listdir(tmp_path / "pack")) == [".lock", "packing.json", "shard-00000.raw", "shard-00000.raw.json"]
     np.testing.assert_array_equal(pack(files, tmp_path / "pack", **SMALL).read(range(21)), expected(files))
 
 
@@ -254,8 +265,8 @@ def test_a_damaged_pack_is_noticed(files, tmp_path):
     shard.write_bytes(content)
     assert [fault.split(":")[0] for fault in packed.faults()] == [str(shard)]
     os.truncate(shard, 1000)
-    with pytest.raises(OSError, match="shard-00001"):
-        packed.read([9])
+    with pytest.raises(ValueError, match="shard-00001"):
+        packed.check()
     with pytest.raises(ValueError, match=r"shard-00001.raw: 1,000 bytes, not 18,432"):
         Packed(tmp_path / "pack")
 
@@ -344,8 +355,7 @@ def test_the_script_names_what_is_wrong_in_one_line(copies, tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_run_goes_on_and_ends_the_same(tmp_path, number):
-    files = course_images(60)
-    folder = Path(files.paths[0]).parents[1]
+    copied(course_images(60), folder := tmp_path / "images")
     arguments = (folder, "--size", 448, "--rows-per-shard", 10)
     assert finished(script(*arguments, "--to", tmp_path / "whole"))[0] == 0
     process = script(*arguments, "--to", tmp_path / "pack", start_new_session=True)
