@@ -24,7 +24,6 @@ import os
 import secrets
 import shutil
 import threading
-import time
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -36,13 +35,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from filelock import FileLock, Timeout
 
 from helpers.images import ImageFiles, read_image
-
-try:
-    import fcntl
-except ImportError:  # Windows has none: there, do not pack into one folder twice at once
-    fcntl = None
 
 __all__ = ["MixedPackError", "Packed", "default_folder", "pack"]
 
@@ -180,18 +175,11 @@ def _pack(
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
     """Wait while another process packs into this folder; the lock ends with its holder, however that ends."""
-    with open(folder / ".lock", "ab") as file:
-        until = time.monotonic() + _LONGEST_WAIT_S
-        while fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise TimeoutError(
-                        f"{folder}: another process has packed into it for {_LONGEST_WAIT_S:.0f} s"
-                    ) from None
-                time.sleep(0.1)
+    try:
+        lock = FileLock(folder / ".lock").acquire(timeout=_LONGEST_WAIT_S)
+    except Timeout:
+        raise TimeoutError(f"{folder}: another process has packed into it for {_LONGEST_WAIT_S:.0f} s") from None
+    with lock:
         yield
 
 

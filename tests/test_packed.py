@@ -107,7 +107,6 @@ def test_two_processes_pack_into_one_folder(tmp_path):
     assert not list(Packed(tmp_path / "pack").faults())
 
 
-@pytest.mark.skipif(module.fcntl is None, reason="no locks here")
 def test_the_wait_for_another_process_has_an_end(files, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_LONGEST_WAIT_S", 0.2)
     (tmp_path / "pack").mkdir()
