@@ -51,6 +51,7 @@ _EARLY_STOPS = 6
 _SETTLE_S = 2.0
 _TIMEOUT_S = 180
 _THUMBNAIL = 12
+_LONGEST_ERROR = 300
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def check_pipeline(
         )
     content = run(_content, pipeline, files, reference, tolerance, timeout=timeout)
     if content.outcome == "hung":
-        found = f"hung: {content.error}"
+        found = _unfinished(content)
         return ContractReport(name_of(pipeline), tuple(Promise(number, False, found) for number in PROMISES))
     stops = run(_early_stops, pipeline, files, reference, timeout=timeout)
     promises = [
@@ -146,6 +147,12 @@ def check_pipeline(
         _judge_broken(pipeline, files, timeout),
     ]
     return ContractReport(name_of(pipeline), tuple(promises))
+
+
+def _unfinished(result: ChildResult) -> str:
+    """Return how a child process ended, on one line; of a long error, the beginning and the end."""
+    text = " ".join(f"{result.outcome}: {result.error}".split())
+    return text if len(text) <= _LONGEST_ERROR else f"{text[: _LONGEST_ERROR // 2]} … {text[-_LONGEST_ERROR // 2 :]}"
 
 
 # ---- promises 1 to 4: what comes ------------------------------------------------------------------------------------
@@ -254,7 +261,7 @@ def _thumbnails(images: np.ndarray) -> np.ndarray:
 
 def _judge_content(content: ChildResult, stops: ChildResult, reference: _Reference, files: ImageFiles) -> list[Promise]:
     if content.outcome != "finished":
-        found = f"{content.outcome}: {content.error}"
+        found = _unfinished(content)
         return [Promise(number, False, found) for number in (1, 2, 3, 4)]
     value = content.value
     expected = Counter(reference.same)
@@ -393,7 +400,7 @@ def _judge_stops(content: ChildResult, stops: ChildResult, files: ImageFiles) ->
         if second == 0 or count != second:
             faults.append(f"{count} images in the first pass, {second} in the second")
     if stops.outcome != "finished":
-        faults.append(f"{stops.outcome}: {stops.error}")
+        faults.append(_unfinished(stops))
     else:
         faults += _more(stops.value["before"], stops.value["after"])
         if count is not None and not faults and stops.value["begun_anew"] != count:
@@ -424,7 +431,7 @@ def _judge_memory(pipeline: Callable, files: ImageFiles, timeout: float) -> Prom
     def held(files: ImageFiles, epochs: int) -> ChildResult:
         result = run(_memory_of_epochs, pipeline, files, epochs, timeout=timeout)
         if result.outcome != "finished":
-            raise _DidNotFinish(f"{result.outcome}: {result.error}")
+            raise _DidNotFinish(_unfinished(result))
         return result
 
     try:
@@ -496,7 +503,7 @@ def _judge_broken(pipeline: Callable, files: ImageFiles, timeout: float) -> Prom
             cases[kind] = (copies, broken)
         result = run(_read_with_broken, pipeline, cases, timeout=timeout)
     if result.outcome != "finished":
-        return Promise(7, False, f"{result.outcome}: {result.error}")
+        return Promise(7, False, _unfinished(result))
     faults = [f"{kind}: {fault}" for kind, fault in result.value.items() if fault]
     return Promise(7, not faults, "; ".join(faults))
 

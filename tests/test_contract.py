@@ -558,3 +558,12 @@ def test_the_report_can_be_read():
     assert "&lt;mine&gt;" in page
     assert "&lt;uint8&gt; &amp; more" in page
     assert page.count("<tr>") == 7
+
+
+def test_a_long_error_is_told_on_one_line(files):
+    def failing(files, **settings):
+        raise ValueError("in user code:\n\n" + "  a line of somebody's program\n" * 50 + "the last word")
+
+    found = check_pipeline(failing, files).promises[0].found
+    assert found.startswith("raised: ValueError: in user code: a line") and found.endswith("the last word")
+    assert "\n" not in found and len(found) < 310

@@ -38,6 +38,6 @@ class LazyPipeline:
         return f"<pipeline {self.__name__}>"
 
 
-_NAMES = ("load_everything", "generator", "threaded_generator", "keras_sequence")
+_NAMES = ("load_everything", "generator", "threaded_generator", "keras_sequence", "tf1_queues", "tf_data")
 
 PIPELINES = {name: LazyPipeline(name) for name in _NAMES}

@@ -1,0 +1,287 @@
+"""Measure the finished tf.data pipelines against what this machine's decoders allow, and against another loader.
+
+`make bench` runs it; by hand: `python benchmarks/pipelines.py [--rounds 5] [--count 2000]`, on a machine that does
+nothing else, about ten minutes. Rates compare within one run only: each round measures everything once, each in a
+process of its own, and the figures are medians over the rounds. Nothing depends on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import cv2
+import numpy as np
+
+from helpers.accelerator import EmulatedAccelerator
+from helpers.child import run
+from helpers.images import ImageFiles, course_images, decode_image
+from helpers.measure import measure, settled_mib
+from helpers.packed import Packed, pack
+from helpers.pipelines import PIPELINES
+
+_SIZE = (224, 224)
+_BATCH_SIZE = 64
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+_MANY = 82_783  # images of COCO train2014
+_BATCHES = 60  # of the long lists
+_EPOCHS = 20
+
+
+def main() -> None:
+    """Print the figures side by side, each bar with what was reached."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--count", type=int, default=2000, help="images")
+    options = parser.parse_args()
+    files = course_images(options.count)
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=Path(__file__).resolve().parents[1] / "data") as folder:
+        plain = pack(files, Path(folder) / "plain", image_size=_SIZE)
+        larger = pack(files, Path(folder) / "larger", image_size=(256, 256))
+        rates, above_mib = _rates(files, plain, larger, options.rounds)
+        _print_rates(rates, above_mib)
+        _print_memory(files, plain, Path(folder) / "many")
+        _print_utilisation(files, statistics.median(rates["tf_data_fast"]))
+
+
+# ---- rates -----------------------------------------------------------------------------------------------------------
+
+
+def _rates(files: ImageFiles, plain: Packed, larger: Packed, rounds: int) -> tuple[dict, dict]:
+    """Return images/s of each candidate in each round, and MiB above the start where that is known."""
+    candidates: dict[str, Callable] = {
+        "pool, full decode": partial(_pool_rate, _decode_fully),
+        "pool, reduced decode": partial(_pool_rate, _decode_reduced),
+    }
+    if _is_installed("simplejpeg"):
+        candidates["pool, reduced, simplejpeg"] = partial(_pool_rate, _decode_by_simplejpeg)
+    if _is_installed("grain"):
+        candidates["Grain, reduced decode"] = _grain_rate
+    candidates["in-memory cache()"] = partial(_cache_rate, plain)
+    pipelines = {
+        "tf_data": PIPELINES["tf_data"],
+        "tf_data_fast": PIPELINES["tf_data_fast"],
+        "tf_data_packed": partial(_from_pack, plain),
+        "tf_data_packed, crop and flip": partial(_from_pack, larger, augment=True),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in (*candidates, *pipelines)}
+    above_mib: dict[str, list[float]] = {}
+    for number in range(rounds):
+        print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+        for name, candidate in candidates.items():
+            result = run(candidate, files, timeout=600)
+            rates[name].append(result.unwrap())
+        for name, pipeline in pipelines.items():
+            # A packed epoch lasts some hundredths of a second: long lists of the same rows make it measurable.
+            result = run(_drained, pipeline, files, 10 if "packed" in name else 1, timeout=600)
+            rate, baseline_mib = result.unwrap()
+            rates[name].append(rate)
+            above_mib.setdefault(name, []).append(result.peak_mib - baseline_mib)
+    return rates, above_mib
+
+
+def _drained(pipeline: Callable, files: ImageFiles, epochs: int) -> tuple[float, float]:
+    """Return images/s after the first batch of all epochs, and the memory held before the pipeline was built."""
+    import tensorflow as tf  # noqa: F401  its memory is not the pipeline's
+
+    pipeline = getattr(pipeline, "load", lambda: pipeline)()
+    baseline_mib = settled_mib()
+    batches = pipeline(files, image_size=_SIZE, batch_size=_BATCH_SIZE)
+    images, seconds = 0, 0.0
+    for _ in range(epochs):
+        iterator = iter(batches)
+        next(iterator)
+        started = time.perf_counter()
+        images += sum(len(labels) for _, labels in iterator)
+        seconds += time.perf_counter() - started
+    return images / seconds, baseline_mib
+
+
+def _from_pack(packed: Packed, files: ImageFiles, *, image_size: tuple, batch_size: int, augment: bool = False):
+    from helpers.pipelines.tf_data_packed import packed_batches
+
+    return packed_batches(packed, image_size=image_size, batch_size=batch_size, augment=augment)
+
+
+def _pool_rate(decode: Callable, files: ImageFiles) -> float:
+    """Return images/s of a thread for each core that decodes and resizes, and does nothing else."""
+    cv2.setNumThreads(1)
+
+    def work(start: int) -> None:
+        out = np.empty((*_SIZE, 3), np.uint8)
+        for path in files.paths[start::_CORES]:
+            with open(path, "rb") as file:
+                cv2.resize(decode(file.read(), path), _SIZE[::-1], dst=out)
+
+    with ThreadPoolExecutor(_CORES) as pool:
+        started = time.perf_counter()
+        list(pool.map(work, range(_CORES)))
+        return len(files) / (time.perf_counter() - started)
+
+
+def _decode_fully(data: bytes, path: str) -> np.ndarray:
+    return decode_image(data, path)
+
+
+def _decode_reduced(data: bytes, path: str) -> np.ndarray:
+    from helpers.pipelines.tf_data_fast import jpeg_size, reduction
+
+    return decode_image(data, path, reduce=reduction(jpeg_size(data), _SIZE))
+
+
+def _decode_by_simplejpeg(data: bytes, path: str) -> np.ndarray:
+    import simplejpeg
+
+    least = [int(0.9 * side) for side in _SIZE]  # as `reduction` allows
+    return simplejpeg.decode_jpeg(data, "RGB", min_height=least[0], min_width=least[1])
+
+
+def _grain_rate(files: ImageFiles) -> float:
+    """Return images/s of Grain's threads with the decoding of `tf_data_fast`."""
+    import grain
+
+    cv2.setNumThreads(1)
+
+    def read(row: int) -> tuple[np.ndarray, np.int64]:
+        path = files.paths[row]
+        with open(path, "rb") as file:
+            image = _decode_reduced(file.read(), path)
+        return cv2.resize(image, _SIZE[::-1]), files.labels[row]
+
+    dataset = grain.MapDataset.range(len(files)).shuffle(seed=0).map(read)
+    threads = grain.ReadOptions(num_threads=_CORES, prefetch_buffer_size=2 * _BATCH_SIZE)
+    iterator = iter(dataset.to_iter_dataset(threads).batch(_BATCH_SIZE))
+    next(iterator)
+    started = time.perf_counter()
+    images = sum(len(labels) for _, labels in iterator)
+    return images / (time.perf_counter() - started)
+
+
+def _cache_rate(packed: Packed, files: ImageFiles) -> float:
+    """Return images/s of tf.data's cache in memory, filled."""
+    import tensorflow as tf
+
+    images = packed.read(range(len(packed)))
+    dataset = tf.data.Dataset.range(len(packed))
+    dataset = dataset.map(lambda row: tf.numpy_function(lambda row: images[row], [row], tf.uint8)).cache()
+    dataset = dataset.batch(_BATCH_SIZE).prefetch(2)
+    for _ in dataset:
+        pass
+    started = time.perf_counter()
+    for _ in range(5):
+        for _ in dataset:
+            pass
+    return 5 * len(packed) / (time.perf_counter() - started)
+
+
+def _is_installed(name: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(name) is not None
+
+
+def _print_rates(rates: dict, above_mib: dict) -> None:
+    full = statistics.median(rates["pool, full decode"])
+    print(f"\n{'':34}{'images/s':>10}{'lowest':>10}{'highest':>10}{'of full':>9}{'MiB above the start':>21}")
+    for name, found in rates.items():
+        middle = statistics.median(found)
+        mib = f"{statistics.median(above_mib[name]):,.0f}" if name in above_mib else ""
+        print(f"{name:34}{middle:10,.0f}{min(found):10,.0f}{max(found):10,.0f}{middle / full:9.2f}{mib:>21}")
+    pools = [name for name in rates if name.startswith("pool, reduced")]
+    print()
+    _bar("tf_data of the full-decode pool", rates, "tf_data", ["pool, full decode"], 0.88)
+    _bar("tf_data_fast of the fastest pool", rates, "tf_data_fast", pools, 0.97)
+    if "Grain, reduced decode" in rates:
+        _bar("tf_data_fast of Grain", rates, "tf_data_fast", ["Grain, reduced decode"], 1.0)
+    _bar("tf_data_packed of the full-decode pool", rates, "tf_data_packed", ["pool, full decode"], 25)
+    _bar("the same with crop and flip", rates, "tf_data_packed, crop and flip", ["pool, full decode"], 15)
+    for name in ("tf_data_fast", "tf_data_packed"):
+        _print_bar(f"{name}: MiB above the start", statistics.median(above_mib[name]), 120, at_most=True)
+
+
+def _bar(text: str, rates: dict, name: str, others: list[str], least: float) -> None:
+    """Print the median over the rounds of the ratio within each round."""
+    ratios = [one / max(other) for one, *other in zip(rates[name], *(rates[key] for key in others), strict=True)]
+    _print_bar(text, statistics.median(ratios), least)
+
+
+def _print_bar(text: str, reached: float, bar: float, *, at_most: bool = False) -> None:
+    holds = reached <= bar if at_most else reached >= bar
+    sign = "at most" if at_most else "at least"
+    print(f"{text:42}{reached:10.2f}   {sign} {bar:<6g} {'holds' if holds else 'MISSED'}")
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+def _print_memory(files: ImageFiles, plain: Packed, folder: Path) -> None:
+    many_packed = _as_if_many(plain, folder)
+    cases = {
+        "tf_data_fast": [(PIPELINES["tf_data_fast"], files), (PIPELINES["tf_data_fast"], files.repeat_to(_MANY))],
+        "tf_data_packed": [(partial(_from_pack, plain), files), (partial(_from_pack, many_packed), files)],
+    }
+    for name, (few, many) in cases.items():
+        peaks = [_peak_above_mib(*case) for case in (few, many)]
+        _print_bar(f"{name}: MiB more for {_MANY:,} files", peaks[1] - peaks[0], 20, at_most=True)
+        held = run(_held_after_epochs, *few, timeout=900).unwrap()
+        _print_bar(f"{name}: MiB more, epoch 1 to {_EPOCHS}", held[-1] - held[0], 8, at_most=True)
+
+
+def _peak_above_mib(pipeline: Callable, files: ImageFiles) -> float:
+    found = measure(pipeline, files, batches=_BATCHES, batch_size=_BATCH_SIZE, growth=False, repeats=3, name="memory")
+    return found.peak_mib - found.baseline_mib
+
+
+def _held_after_epochs(pipeline: Callable, files: ImageFiles) -> list[float]:
+    pipeline = getattr(pipeline, "load", lambda: pipeline)()
+    batches = pipeline(files, image_size=_SIZE, batch_size=_BATCH_SIZE)
+    held = []
+    for _ in range(_EPOCHS):
+        for _batch in batches:
+            pass
+        held.append(settled_mib())
+    return held
+
+
+def _as_if_many(packed: Packed, folder: Path) -> Packed:
+    """Return a pack that names the shards of another again and again: as many rows as COCO, and no more disk."""
+    times = -(-_MANY // len(packed))
+    shutil.copytree(packed.folder, folder, copy_function=os.link)
+    for name in ("index.json", "labels.npy"):
+        (folder / name).unlink()
+    settings = {**packed.settings, "rows": times * len(packed), "shards": times * packed.settings["shards"]}
+    (folder / "index.json").write_text(json.dumps(settings))
+    np.save(folder / "labels.npy", np.tile(packed.labels, times))
+    return Packed(folder)
+
+
+# ---- the accelerator -------------------------------------------------------------------------------------------------
+
+
+def _print_utilisation(files: ImageFiles, fast_images_per_s: float) -> None:
+    accelerator = EmulatedAccelerator(0.9 * fast_images_per_s)
+    for name, least in (("tf_data_fast", 95), ("generator", 0)):
+        found = measure(
+            PIPELINES[name], files, accelerator=accelerator, batch_size=_BATCH_SIZE, growth=False, repeats=3
+        )
+        text = f"{name}: accelerator at 90 % busy, %"
+        if least:
+            _print_bar(text, found.utilisation_percent, least)
+        else:
+            print(f"{text:42}{found.utilisation_percent:10.2f}   beside it")
+
+
+if __name__ == "__main__":
+    main()
