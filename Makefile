@@ -48,6 +48,7 @@ lock: $(MAINTAINER)
 
 bench: $(MAINTAINER)
 	$(BIN)/python benchmarks/watching.py
+	$(BIN)/python benchmarks/pipelines.py
 
 clean:
 	rm -rf build $(VENV)

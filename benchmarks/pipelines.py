@@ -125,6 +125,7 @@ def _pool_rate(decode: Callable, files: ImageFiles) -> float:
             with open(path, "rb") as file:
                 cv2.resize(decode(file.read(), path), _SIZE[::-1], dst=out)
 
+    decode(Path(files.paths[0]).read_bytes(), files.paths[0])  # it may import something
     with ThreadPoolExecutor(_CORES) as pool:
         started = time.perf_counter()
         list(pool.map(work, range(_CORES)))
@@ -152,6 +153,7 @@ def _grain_rate(files: ImageFiles) -> float:
     """Return images/s of Grain's threads with the decoding of `tf_data_fast`."""
     import grain
 
+    _decode_reduced(Path(files.paths[0]).read_bytes(), files.paths[0])  # it imports something
     cv2.setNumThreads(1)
 
     def read(row: int) -> tuple[np.ndarray, np.int64]:

@@ -485,11 +485,12 @@ def _drain(pipeline: Callable, files: ImageFiles, settings: dict, batches: int |
         if not progress.state["batches"]:
             first_at, first_images, dtype = time.perf_counter(), len(images), _dtype_name(images)
         progress.add(len(images))
-        if _is_at_end(progress.state["images"], files, settings):
+        if _is_at_end(progress.state["images"], len(images), files):
             del batch, images, _labels
-            paused_at = time.perf_counter()
+            paused_at, cpu_at = time.perf_counter(), _cpu_seconds(process)
             held_at_end_mib = settled_mib()
             pause_s += time.perf_counter() - paused_at
+            cpu_before += _cpu_seconds(process) - cpu_at
     end = time.perf_counter() - pause_s
     cores_busy = (_cpu_seconds(process) - cpu_before) / (end - start)
     rest = progress.state["images"] - first_images
@@ -550,9 +551,9 @@ def _train(pipeline: Callable, files: ImageFiles, settings: dict, batches: int |
     }
 
 
-def _is_at_end(images_done: int, files: ImageFiles, settings: dict) -> bool:
+def _is_at_end(images_done: int, batch_size: int, files: ImageFiles) -> bool:
     """Tell whether this may be the last batch: the last whole one is, where a pipeline leaves the rest out."""
-    return images_done > len(files) - settings["batch_size"]
+    return images_done > len(files) - batch_size
 
 
 def _epochs(pipeline: Callable, files: ImageFiles, settings: dict, epochs: int) -> dict:
@@ -565,7 +566,7 @@ def _epochs(pipeline: Callable, files: ImageFiles, settings: dict, epochs: int) 
         images_done = 0
         for batch in built:
             images_done += len(batch[0])
-            if epoch == 0 and _is_at_end(images_done, files, settings):
+            if epoch == 0 and _is_at_end(images_done, len(batch[0]), files):
                 del batch
                 held_at_end_mib = settled_mib()
         held_mib.append(settled_mib())

@@ -38,6 +38,15 @@ class LazyPipeline:
         return f"<pipeline {self.__name__}>"
 
 
-_NAMES = ("load_everything", "generator", "threaded_generator", "keras_sequence", "tf1_queues", "tf_data")
+_NAMES = (
+    "load_everything",
+    "generator",
+    "threaded_generator",
+    "keras_sequence",
+    "tf1_queues",
+    "tf_data",
+    "tf_data_fast",
+    "tf_data_packed",
+)
 
 PIPELINES = {name: LazyPipeline(name) for name in _NAMES}
