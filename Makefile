@@ -16,7 +16,7 @@ LESSONS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
 SOLUTIONS := $(sort $(wildcard notebooks/solutions/*.ipynb))
 
 # What nbval and the tests see: few images, and no trace in the reader's own results.
-TEST_ENV := COURSE_IMAGES=240 COURSE_RESULTS=$(CURDIR)/build/test-results
+TEST_ENV := COURSE_IMAGES=240 COURSE_RESULTS=$(CURDIR)/build/test-results COURSE_PACKED=$(CURDIR)/build/test-packed
 
 .PHONY: course lab test check export lock bench clean
 .DELETE_ON_ERROR:
@@ -29,7 +29,7 @@ lab: $(READER)
 	$(BIN)/jupyter lab notebooks
 
 test: check
-	rm -rf build/test-results
+	rm -rf build/test-results build/test-packed
 	$(TEST_ENV) $(BIN)/python -m pytest tests -n 2 --dist loadfile --durations=10
 	$(TEST_ENV) $(BIN)/python -m pytest --nbval --nbval-cell-timeout=300 -n 2 --dist loadfile \
 	    --timeout=0 -p no:cacheprovider $(LESSONS) $(SOLUTIONS)
