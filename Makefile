@@ -1,6 +1,6 @@
 # make course   set everything up, make the images, run the lessons, print the scoreboard
 # make lab      open the lessons in JupyterLab
-# make test     set everything up and test it, lessons included
+# make test     set everything up and test it, lessons included; AGAIN=1 also where nothing has changed
 # make check    the static part of the tests, in seconds
 # make export   write helpers/pipelines/ and notebooks/exercises/ from the notebooks
 # make lock     write the requirements*.txt from the requirements*.in
@@ -18,7 +18,7 @@ SOLUTIONS := $(sort $(wildcard notebooks/solutions/*.ipynb))
 # What nbval and the tests see: few images, and no trace in the reader's own results.
 TEST_ENV := COURSE_IMAGES=240 COURSE_RESULTS=$(CURDIR)/build/test-results COURSE_PACKED=$(CURDIR)/build/test-packed
 
-.PHONY: course lab test check export lock bench clean
+.PHONY: course lab test run-tests check export lock bench clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -29,10 +29,14 @@ lab: $(READER)
 	$(BIN)/jupyter lab notebooks
 
 test: check
+	@$(if $(AGAIN),false,$(BIN)/python tools/tested.py) || $(MAKE) --no-print-directory run-tests
+
+run-tests:
 	rm -rf build/test-results build/test-packed
 	$(TEST_ENV) $(BIN)/python -m pytest tests -n 2 --dist loadfile --durations=10
 	$(TEST_ENV) $(BIN)/python -m pytest --nbval --nbval-cell-timeout=300 -n 2 --dist loadfile \
 	    --timeout=0 -p no:cacheprovider $(LESSONS) $(SOLUTIONS)
+	$(BIN)/python tools/tested.py --note
 
 check: $(MAINTAINER)
 	$(BIN)/ruff check -q .
