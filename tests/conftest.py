@@ -1,6 +1,9 @@
 """What several tests share: small folders of images, made here, that a program can tell apart."""
 
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -43,3 +46,28 @@ def files(image_folder):
 def own_folder(image_folder, tmp_path):
     """A copy of the shared folder that a test may damage."""
     return shutil.copytree(image_folder, tmp_path / "own")
+
+
+@pytest.fixture
+def on_a_small_disk(tmp_path):
+    """A function that runs Python code with a disk of so many MiB at the path ``disk``; it returns what was printed.
+
+    The disk is a tmpfs in a namespace of its own, so it is gone with the process. Skips where the system allows none.
+    """
+
+    def run(code: str, mib: int) -> str:
+        disk = tmp_path / "disk"
+        disk.mkdir(exist_ok=True)
+        mount = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+        mounted = [*mount, 'mount -t tmpfs -o "size=$1m" none "$0" && shift && exec "$@"', str(disk), str(mib)]
+        probe = subprocess.run([*mounted, "true"], capture_output=True, text=True) if shutil.which("unshare") else None
+        if probe is None or probe.returncode:
+            pytest.skip("this system lets no test mount a small disk")
+        program = f"import sys\ndisk = {str(disk)!r}\n{code}"
+        command = [*mounted, sys.executable, "-c", program]
+        root = Path(__file__).resolve().parents[1]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=root)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run

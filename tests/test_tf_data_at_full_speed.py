@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import json
 import os
 import sys
 import threading
@@ -376,3 +377,46 @@ def test_a_shard_that_was_cut_is_found_before_it_is_read(files, tmp_path):
     result = run(PIPELINES["tf_data_packed"], files, image_size=(16, 16), folder=tmp_path / "pack", timeout=200)
     assert result.outcome == "raised"
     assert "shard-00000.raw" in result.error
+
+
+# ---- a full disk -----------------------------------------------------------------------------------------------------
+
+KEEP_ON_A_FULL_DISK = """
+import json, os, shutil
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+import tensorflow as tf
+from pathlib import Path
+
+numbers = tf.data.Dataset.range(100)
+rows = numbers.map(lambda n: tf.random.stateless_uniform((25_000,), (0, n), None, None, tf.uint64))  # 20 MB
+ballast = Path(disk, "ballast")
+found = {}
+for name, keep in {"cache": tf.data.Dataset.cache, "snapshot": tf.data.Dataset.snapshot}.items():
+    folder = Path(disk, name)
+    folder.mkdir()
+    ballast.write_bytes(bytes(48_000_000))
+    dataset, error = keep(rows, str(folder / "rows")), ""
+    try:
+        for _ in dataset:
+            pass
+    except tf.errors.ResourceExhaustedError as raised:
+        error = raised.message
+    del dataset
+    left = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    ballast.unlink()
+    again = sum(1 for _ in keep(rows, str(folder / "rows")))
+    found[name] = {"error": error, "left": left, "again": again}
+    shutil.rmtree(folder)
+print(json.dumps(found))
+"""
+
+
+def test_keeping_on_a_full_disk_names_the_file_and_starts_again_when_there_is_room(on_a_small_disk):
+    """As lesson 06 says: a cache clears up after itself, a snapshot does not."""
+    found = json.loads(on_a_small_disk(KEEP_ON_A_FULL_DISK, 60).splitlines()[-1])
+    for name, one in found.items():
+        assert "No space left on device" in one["error"], name
+        assert f"disk/{name}/rows" in one["error"]
+        assert one["again"] == 100
+    assert found["cache"]["left"] == 0
+    assert found["snapshot"]["left"] > 10_000_000
