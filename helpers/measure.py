@@ -42,9 +42,10 @@ from helpers.accelerator import (
 )
 from helpers.child import ChildResult, report, run
 from helpers.images import ImageFiles
+from helpers.limits import usable_cores
 from helpers.pipelines import LazyPipeline
 
-__all__ = ["Measurement", "machine", "measure", "measure_ceiling", "setting"]
+__all__ = ["Measurement", "Trial", "machine", "measure", "measure_ceiling", "setting"]
 
 _MAX_STEPS_KEPT = 200
 _MAX_TIMELINE = 200
@@ -342,37 +343,109 @@ def measure(
     TypeError
         If ``files`` is no `ImageFiles`, or the pipeline no function.
     """
-    _check_what_to_measure(pipeline, files)
-    if repeats < 1 or batch_size < 1 or (batches is not None and batches < 1):
-        raise ValueError(f"repeats={repeats}, batch_size={batch_size}, batches={batches}: each must be at least 1")
-    name = name or name_of(pipeline)
-    settings = {"image_size": _height_and_width(image_size), "batch_size": operator.index(batch_size)}
-    limits = {"memory_budget": memory_budget, "timeout": timeout}
-    alone: list[ChildResult] = []
-    training: list[ChildResult] = []
-    for _ in range(repeats):
-        alone.append(run(_drain, pipeline, files, settings, batches, **limits))
-        _check_that_images_came(alone[-1], name, len(files))
-        if accelerator is not None and _all_finished(alone):
-            training.append(run(_train, pipeline, files, settings, batches, accelerator, **limits))
-        if not _all_finished(alone + training):
-            break
-    figures = {**_alone_figures(alone), **_training_figures(training, accelerator)}
-    if growth and _all_finished(alone) and alone[0].value["held_at_end_mib"] is not None:
-        figures |= _growth_figures(pipeline, files, settings, limits, alone[0])
-    return Measurement(
+    trial = Trial(
+        pipeline,
+        files,
+        accelerator=accelerator,
+        memory_budget=memory_budget,
+        batches=batches,
         name=name,
-        files=len(files),
-        budget_mib=None if memory_budget is None else alone[0].budget_mib,
-        dataset=_describe_files(files),
-        machine=machine(),
-        versions=versions(figures.pop("keras_backend", None)),
-        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        **settings,
-        **_first_failure(alone, training),
-        **figures,
-        **_predictions(figures, accelerator),
+        image_size=image_size,
+        batch_size=batch_size,
+        timeout=timeout,
     )
+    if operator.index(repeats) < 1:
+        raise ValueError(f"repeats is {repeats}: it must be at least 1")
+    for _ in range(repeats):
+        if not trial.run():
+            break
+    if growth:
+        trial.run_growth()
+    return trial.measurement()
+
+
+class Trial:
+    """One pipeline's runs, one at a time: several pipelines can take turns, so that a busy minute hits them all.
+
+    Parameters
+    ----------
+    pipeline, files, accelerator, memory_budget, batches, name, image_size, batch_size, timeout
+        As for `measure`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As for `measure`.
+    """
+
+    def __init__(
+        self,
+        pipeline: Callable,
+        files: ImageFiles,
+        *,
+        accelerator: object | None = None,
+        memory_budget: float | None = None,
+        batches: int | None = None,
+        name: str | None = None,
+        image_size: tuple[int, int] = (224, 224),
+        batch_size: int = 32,
+        timeout: float | None = None,
+    ):
+        _check_what_to_measure(pipeline, files)
+        if batch_size < 1 or (batches is not None and batches < 1):
+            raise ValueError(f"batch_size={batch_size}, batches={batches}: each must be at least 1")
+        self.name = name or name_of(pipeline)
+        self._pipeline, self._files, self._batches, self._accelerator = pipeline, files, batches, accelerator
+        self._settings = {"image_size": _height_and_width(image_size), "batch_size": operator.index(batch_size)}
+        self._limits = {"memory_budget": memory_budget, "timeout": timeout}
+        self._alone: list[ChildResult] = []
+        self._training: list[ChildResult] = []
+        self._growth: dict = {}
+
+    @property
+    def failed(self) -> bool:
+        """Whether a run did not finish; then no other is made."""
+        return not _all_finished(self._alone + self._training)
+
+    def run(self) -> bool:
+        """Run the pipeline alone and, with an accelerator, while it trains; tell whether all runs so far finished.
+
+        Raises
+        ------
+        ValueError
+            If it yields nothing, or the budget does not hold what it imports.
+        """
+        if self.failed:
+            return False
+        given = (self._pipeline, self._files, self._settings, self._batches)
+        self._alone.append(run(_drain, *given, **self._limits))
+        _check_that_images_came(self._alone[-1], self.name, len(self._files))
+        if self._accelerator is not None and not self.failed:
+            self._training.append(run(_train, *given, self._accelerator, **self._limits))
+        return not self.failed
+
+    def run_growth(self) -> None:
+        """Run a quarter of the files, to see how memory grows with files and epochs; after `run`."""
+        if _all_finished(self._alone) and self._alone[0].value["held_at_end_mib"] is not None:
+            self._growth = _growth_figures(self._pipeline, self._files, self._settings, self._limits, self._alone[0])
+
+    def measurement(self) -> Measurement:
+        """Return the medians of the runs so far, and their spread."""
+        figures = {**_alone_figures(self._alone), **_training_figures(self._training, self._accelerator)}
+        figures |= self._growth
+        return Measurement(
+            name=self.name,
+            files=len(self._files),
+            budget_mib=None if self._limits["memory_budget"] is None else self._alone[0].budget_mib,
+            dataset=_describe_files(self._files),
+            machine=machine(),
+            versions=versions(figures.pop("keras_backend", None)),
+            date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            **self._settings,
+            **_first_failure(self._alone, self._training),
+            **figures,
+            **_predictions(figures, self._accelerator),
+        )
 
 
 def _check_what_to_measure(pipeline: Callable, files: ImageFiles) -> None:
@@ -744,7 +817,7 @@ def machine() -> dict:
     """Return what identifies a machine for comparisons, and no name of its owner: CPU, cores, memory, GPUs, system."""
     return {
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "memory_mib": round(memory.total_mib()),
         "gpus": gpus(),
         "system": f"{platform.system()} {platform.machine()}",
