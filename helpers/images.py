@@ -6,10 +6,12 @@ copied into another project needs this one file beside it.
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-__all__ = ["ImageFiles", "course_images", "decode_image", "find_images", "read_image"]
+__all__ = [
+    "ImageFiles",
+    "course_images",
+    "decode_image",
+    "find_images",
+    "find_labelled_images",
+    "find_unlabelled_images",
+    "printable",
+    "read_image",
+]
 
 _REDUCED = {
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
@@ -32,6 +43,7 @@ _FLAGS = {  # by channels and reduction
     **{(1, reduce): flag for reduce, flag in _REDUCED.items()},
 }
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+_LABEL_NAMES = ("label", "labels", "class", "class_name", "classname", "category", "target", "breed", "species", "y")
 DEFAULT_COURSE_IMAGES = 2000
 _PROJECT_ROOT = Path(__file__).resolve().parent.parent
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
@@ -175,10 +187,10 @@ def find_images(folder: str | os.PathLike) -> ImageFiles:
     folder = Path(folder)
     if not folder.exists():
         raise FileNotFoundError(
-            f"{_printable(folder)}: no such folder; python data_scripts/make_images.py makes images to start with"
+            f"{printable(folder)}: no such folder; python data_scripts/make_images.py makes images to start with"
         )
     if not folder.is_dir():
-        raise NotADirectoryError(f"{_printable(folder)}: a file; give the folder that holds the class folders")
+        raise NotADirectoryError(f"{printable(folder)}: a file; give the folder that holds the class folders")
     class_folders = sorted(entry.name for entry in os.scandir(folder) if _is_class_folder(entry, folder))
     paths, labels, class_names = [], [], []
     for name in class_folders:
@@ -190,10 +202,106 @@ def find_images(folder: str | os.PathLike) -> ImageFiles:
     if not paths:
         if any(_is_image(entry.name) and entry.is_file() for entry in os.scandir(folder)):
             raise ValueError(
-                f"{_printable(folder)}: images but no class folders; move them to one subfolder per class (cat/, dog/)"
+                f"{printable(folder)}: images but no class folders; move them to one subfolder per class (cat/, dog/)"
             )
-        raise FileNotFoundError(f"{_printable(folder)}: no images ({', '.join(IMAGE_SUFFIXES)}) in class folders")
+        raise FileNotFoundError(f"{printable(folder)}: no images ({', '.join(IMAGE_SUFFIXES)}) in class folders")
     return ImageFiles(tuple(paths), np.array(labels), tuple(class_names))
+
+
+def find_labelled_images(
+    folder: str | os.PathLike, labels: str | os.PathLike, *, label_column: str | None = None
+) -> ImageFiles:
+    """List the images below a folder whose classes stand in a CSV file, as many competitions give them.
+
+    Parameters
+    ----------
+    folder : path
+        Images, flat or in folders.
+    labels : path
+        A CSV file with a line of column names. One column names the files: by path below the folder, by name, or by
+        name without its ending.
+    label_column : str, optional
+        The column of the classes; by default the only other one, or the one that is called like a label.
+
+    Returns
+    -------
+    ImageFiles
+        In the order of the CSV file; classes in alphabetical order.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder or file, or no image in the folder.
+    ValueError
+        If no column names the files, or it is not clear which one holds the classes.
+
+    Warns
+    -----
+    UserWarning
+        If lines name files that are not there, or files are in no line. Both are left out.
+    """
+    folder = Path(folder)
+    images = _images_below(folder) if folder.is_dir() else []
+    if not images:
+        raise FileNotFoundError(f"{printable(folder)}: no images ({', '.join(IMAGE_SUFFIXES)})")
+    with open(labels, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        header = file.readline()
+        delimiter = max(",;\t", key=header.count)
+        columns = next(csv.reader([header], delimiter=delimiter), [])
+        rows = [row for row in csv.reader(file, delimiter=delimiter) if len(row) == len(columns)]
+    by_name: dict[str, list[int]] = {}
+    for place, path in enumerate(images):
+        relative = os.path.relpath(path, folder)
+        for name in {relative, os.path.basename(path), os.path.splitext(os.path.basename(path))[0]}:
+            by_name.setdefault(name, []).append(place)
+    found = [sum(row[column] in by_name for row in rows) for column in range(len(columns))]
+    if not any(found):
+        raise ValueError(f"{printable(labels)}: no column names files below {printable(folder)}")
+    name_column = found.index(max(found))
+    class_column = _class_column(labels, columns, name_column, label_column)
+    ambiguous = [row[name_column] for row in rows if len(by_name.get(row[name_column], ())) > 1]
+    if ambiguous:
+        raise ValueError(
+            f"{printable(labels)}: {printable(ambiguous[0])} names several files; give paths below the folder"
+        )
+    label_of = {by_name[row[name_column]][0]: row[class_column] for row in rows if row[name_column] in by_name}
+    _warn_of_missing(labels, len(rows) - sum(row[name_column] in by_name for row in rows), len(images) - len(label_of))
+    class_names = sorted(set(label_of.values()))
+    numbers = {name: number for number, name in enumerate(class_names)}
+    indices = np.array([numbers[name] for name in label_of.values()])
+    return ImageFiles(tuple(images[place] for place in label_of), indices, tuple(class_names))
+
+
+def _class_column(labels: str | os.PathLike, columns: list[str], name_column: int, wanted: str | None) -> int:
+    others = [number for number in range(len(columns)) if number != name_column]
+    if wanted is not None:
+        others = [number for number in others if columns[number] == wanted]
+    elif len(others) > 1:
+        others = [number for number in others if columns[number].strip().lower() in _LABEL_NAMES]
+    if len(others) != 1:
+        raise ValueError(f"{printable(labels)}: which of the columns {', '.join(columns)} holds the classes?")
+    return others[0]
+
+
+def _warn_of_missing(labels: str | os.PathLike, lines: int, files: int) -> None:
+    if lines:
+        warnings.warn(f"{printable(labels)}: {lines:,} lines name files that are not there", stacklevel=3)
+    if files:
+        warnings.warn(f"{printable(labels)}: {files:,} files are in no line; left out", stacklevel=3)
+
+
+def find_unlabelled_images(folder: str | os.PathLike) -> ImageFiles:
+    """List all images below a folder, as one class named after the folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder, or no image in it.
+    """
+    images = _images_below(Path(folder)) if os.path.isdir(folder) else []
+    if not images:
+        raise FileNotFoundError(f"{printable(folder)}: no images ({', '.join(IMAGE_SUFFIXES)})")
+    return ImageFiles(tuple(images), np.zeros(len(images), np.int64), (Path(folder).resolve().name,))
 
 
 def _is_class_folder(entry: os.DirEntry, folder: Path) -> bool:
@@ -218,7 +326,7 @@ def _images_below(folder: Path) -> list[str]:
     return found
 
 
-def _printable(path: str | os.PathLike) -> str:
+def printable(path: str | os.PathLike) -> str:
     """Return a path as text that can be printed, also where its bytes are no UTF-8."""
     return os.fspath(path).encode(errors="backslashreplace").decode()
 
@@ -286,10 +394,10 @@ def decode_image(
         found = f"channels is {channels}, reduce is {reduce}"
         raise ValueError(f"{found}: give 3 for RGB or 1 for grayscale, and reduce 1, 2, 4 or 8")
     if not data:
-        raise ValueError(f"{_printable(path)}: an empty file; remove it or replace it")
+        raise ValueError(f"{printable(path)}: an empty file; remove it or replace it")
     if _is_truncated_jpeg(data):
         found = f"truncated JPEG ({len(data):,} bytes and no end)"
-        raise ValueError(f"{_printable(path)}: {found}; copy or download it again")
+        raise ValueError(f"{printable(path)}: {found}; copy or download it again")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS[channels, reduce] | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
@@ -298,7 +406,7 @@ def decode_image(
         image = None
     if image is None:
         found = f"{len(data):,} bytes that OpenCV cannot decode"
-        raise ValueError(f"{_printable(path)}: {found}; remove it or replace it")
+        raise ValueError(f"{printable(path)}: {found}; remove it or replace it")
     if image_size is not None:
         height, width = image_size
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)

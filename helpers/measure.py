@@ -41,7 +41,7 @@ from helpers.accelerator import (
     to_device,
 )
 from helpers.child import ChildResult, report, run
-from helpers.images import ImageFiles
+from helpers.images import ImageFiles, printable
 from helpers.limits import usable_cores
 from helpers.pipelines import LazyPipeline
 
@@ -401,6 +401,11 @@ class Trial:
         self._alone: list[ChildResult] = []
         self._training: list[ChildResult] = []
         self._growth: dict = {}
+
+    @property
+    def runs(self) -> int:
+        """How often the pipeline has run alone."""
+        return len(self._alone)
 
     @property
     def failed(self) -> bool:
@@ -808,9 +813,14 @@ def _thinned(timeline: list[tuple[float, float, float]]) -> tuple[tuple[float, f
 def _describe_files(files: ImageFiles) -> dict:
     sample = files.paths[:: max(1, len(files) // 100)]
     sizes = [os.path.getsize(path) for path in sample if os.path.exists(path)]
-    folder = os.path.basename(os.path.dirname(os.path.dirname(files.paths[0])))
+    folder = os.path.basename(os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in sample]))
     mean_kb = round(sum(sizes) / len(sizes) / 1000, 1) if sizes else None
-    return {"name": folder, "images": len(files), "classes": len(files.class_names), "mean_kb_per_image": mean_kb}
+    return {
+        "name": printable(folder),
+        "images": len(files),
+        "classes": len(files.class_names),
+        "mean_kb_per_image": mean_kb,
+    }
 
 
 def machine() -> dict:

@@ -13,7 +13,14 @@ import pytest
 from conftest import CLASS_NAMES, draw_image
 
 from helpers import images
-from helpers.images import ImageFiles, course_images, find_images, read_image
+from helpers.images import (
+    ImageFiles,
+    course_images,
+    find_images,
+    find_labelled_images,
+    find_unlabelled_images,
+    read_image,
+)
 
 needs_odd_names = pytest.mark.skipif(sys.platform != "linux", reason="file names of any bytes are Linux's")
 
@@ -431,3 +438,85 @@ def test_a_wrong_number_of_course_images_is_refused(own_project, monkeypatch, co
 def test_why_course_images_could_not_be_made_is_told(own_project):
     with pytest.raises(RuntimeError, match="the disk is full"):
         course_images(200)
+
+
+# ---- labels in a CSV file --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def flat(tmp_path):
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    for number in range(6):
+        cv2.imwrite(str(folder / f"photo {number}.jpg"), draw_image(number))
+    return folder
+
+
+def labels_of(found) -> dict:
+    names = [found.class_names[label] for label in found.labels]
+    return {Path(path).name: name for path, name in zip(found.paths, names, strict=True)}
+
+
+@pytest.mark.parametrize(
+    "header, line",
+    [
+        ("id,breed", "photo {n},{label}"),
+        ("file;label", "photo {n}.jpg;{label}"),
+        ("subject\tclassname\timg", "p{n}\t{label}\tphoto {n}.jpg"),
+        ('"x","image"', '"{label}","./photo {n}.jpg"'),
+    ],
+)
+def test_classes_from_a_csv_file(flat, header, line):
+    lines = [line.format(n=n, label="cat" if n % 2 else "a dog") for n in range(6)]
+    if "./" in line:
+        lines = [one.replace("./", "") for one in lines]
+    (flat / "labels.csv").write_text("\n".join([header, *lines]), encoding="utf-8-sig")
+    found = find_labelled_images(flat, flat / "labels.csv")
+    assert found.class_names == ("a dog", "cat")
+    assert labels_of(found) == {f"photo {n}.jpg": "cat" if n % 2 else "a dog" for n in range(6)}
+
+
+def test_paths_below_the_folder_tell_equal_names_apart(image_folder, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        cv2.imwrite(str(tmp_path / name / "a.jpg"), draw_image(1))
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label\none/a.jpg,x\ntwo/a.jpg,y\n")
+    assert find_labelled_images(tmp_path, table).class_names == ("x", "y")
+    table.write_text("path,label\na.jpg,x\n")
+    with pytest.raises(ValueError, match=r"a\.jpg names several files"):
+        find_labelled_images(tmp_path, table)
+
+
+def test_lines_without_file_and_files_without_line_are_counted(flat):
+    (flat / "labels.csv").write_text("id,label\nphoto 1,a\nphoto 2,b\nphoto 99,b\n")
+    with pytest.warns(UserWarning) as caught:
+        found = find_labelled_images(flat, flat / "labels.csv")
+    assert len(found) == 2
+    assert "1 lines name files that are not there" in str(caught[0].message)
+    assert "4 files are in no line" in str(caught[1].message)
+
+
+def test_a_csv_file_that_says_too_little(flat):
+    table = flat / "labels.csv"
+    table.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="no column names files"):
+        find_labelled_images(flat, table)
+    table.write_text("id,height,width\nphoto 1,3,4\n")
+    with pytest.raises(ValueError, match="which of the columns id, height, width holds the classes"):
+        find_labelled_images(flat, table)
+    with pytest.warns(UserWarning, match="5 files"):
+        assert find_labelled_images(flat, table, label_column="width").class_names == ("4",)
+    table.write_text("")
+    with pytest.raises(ValueError, match="no column names files"):
+        find_labelled_images(flat, table)
+    with pytest.raises(FileNotFoundError):
+        find_labelled_images(flat / "nowhere", table)
+
+
+def test_images_without_labels_are_one_class(flat):
+    found = find_unlabelled_images(flat)
+    assert (len(found), found.class_names, set(found.labels)) == (6, ("flat",), {0})
+    (flat / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no images"):
+        find_unlabelled_images(flat / "empty")
