@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shutil
 import signal
@@ -39,6 +38,7 @@ from helpers.images import (
 )
 from helpers.limits import Limits, find_limits
 from helpers.measure import Measurement, Trial
+from helpers.packed import default_packs_in
 from helpers.pipelines import PIPELINES
 from helpers.report import html_report
 
@@ -322,14 +322,14 @@ def _rounds(trials: dict[str, Trial], settings: Settings, clock: _Clock, tell: C
     for number in range(settings.repeats):
         # Each round packs again: the first epoch of `tf_data_packed` is not free.
         packs = folder / f"round-{number}"
-        os.environ["COURSE_PACKED"] = str(packs)
         for name, trial in trials.items():
             if trial.failed:
                 clock.skip()
                 continue
             clock.start()
             try:
-                trial.run()
+                with default_packs_in(packs):
+                    trial.run()
             except ValueError as error:  # the budget holds not even what it imports
                 tell(f"{name}: {error}")
             tell(f"{clock.done(name)}: {_in_short(trial)}; {clock.left()}")
@@ -386,7 +386,6 @@ def _workplace() -> Iterator[Path]:
     """Yield an empty folder for packed images; nobody else measures meanwhile, which would spoil both."""
     folder = _DATA / "benchmark"
     folder.mkdir(parents=True, exist_ok=True)
-    packed = os.environ.get("COURSE_PACKED")
     try:
         with FileLock(folder / ".lock", timeout=0):
             _empty(folder)  # an earlier run may have been killed
@@ -396,10 +395,6 @@ def _workplace() -> Iterator[Path]:
                 _empty(folder)
     except Timeout:
         raise OSError("another benchmark is running; two at once would slow each other down") from None
-    finally:
-        os.environ.pop("COURSE_PACKED", None)
-        if packed is not None:
-            os.environ["COURSE_PACKED"] = packed
 
 
 def _empty(folder: Path) -> None:

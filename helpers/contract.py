@@ -26,6 +26,7 @@ from helpers.accelerator import name_of
 from helpers.child import ChildResult, run
 from helpers.images import ImageFiles, read_image
 from helpers.measure import images_and_labels, loaded, renamed, settled_mib
+from helpers.packed import default_packs_in
 
 __all__ = ["ContractReport", "Promise", "check_pipeline"]
 
@@ -135,18 +136,25 @@ def check_pipeline(
         raise ValueError(
             f"{different} different images are too few to tell one order from another: give at least {_FEWEST_FILES}"
         )
+    # What a pipeline would keep for later runs is of no use after a check: its lists of files are made for it.
+    with tempfile.TemporaryDirectory(prefix="check-") as folder, default_packs_in(folder):
+        return ContractReport(name_of(pipeline), _promises(pipeline, files, reference, tolerance, timeout))
+
+
+def _promises(
+    pipeline: Callable, files: ImageFiles, reference: _Reference, tolerance: float, timeout: float
+) -> tuple[Promise, ...]:
     content = run(_content, pipeline, files, reference, tolerance, timeout=timeout)
     if content.outcome == "hung":
         found = _unfinished(content)
-        return ContractReport(name_of(pipeline), tuple(Promise(number, False, found) for number in PROMISES))
+        return tuple(Promise(number, False, found) for number in PROMISES)
     stops = run(_early_stops, pipeline, files, reference, timeout=timeout)
-    promises = [
+    return (
         *_judge_content(content, stops, reference, files),
         _judge_stops(content, stops, files),
         _judge_memory(pipeline, files, timeout),
         _judge_broken(pipeline, files, timeout),
-    ]
-    return ContractReport(name_of(pipeline), tuple(promises))
+    )
 
 
 def _unfinished(result: ChildResult) -> str:

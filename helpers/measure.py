@@ -43,6 +43,7 @@ from helpers.accelerator import (
 from helpers.child import ChildResult, report, run
 from helpers.images import ImageFiles, printable
 from helpers.limits import usable_cores
+from helpers.packed import default_packs_in
 from helpers.pipelines import LazyPipeline
 
 __all__ = ["Measurement", "Trial", "machine", "measure", "measure_ceiling", "setting"]
@@ -758,7 +759,7 @@ def _growth_figures(
     # A second look may need more memory or time than there is: then the first one holds.
     if is_small and per_1000 is not None and per_1000 > _IN_DOUBT_MIB_PER_1000:
         times = 1 + -(-_MANY_FILES // len(files))
-        with tempfile.TemporaryDirectory(prefix="measure-") as folder:
+        with tempfile.TemporaryDirectory(prefix="measure-") as folder, default_packs_in(folder):
             more = run(_epochs, pipeline, renamed(files, times, folder), settings, 1, **limits)
         if more.outcome == "finished":
             per_1000 = _growth_per_1000(all_files, more, (times - 1) * len(files))

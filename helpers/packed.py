@@ -39,7 +39,7 @@ from filelock import FileLock, Timeout
 
 from helpers.images import ImageFiles, read_image
 
-__all__ = ["MixedPackError", "Packed", "default_folder", "pack"]
+__all__ = ["MixedPackError", "Packed", "default_folder", "default_packs_in", "pack"]
 
 FORMAT_VERSION = 1
 ROWS_PER_SHARD = 4096
@@ -391,6 +391,19 @@ def default_folder(files: ImageFiles, image_size: tuple[int, int], channels: int
     base = os.environ.get("COURSE_PACKED") or Path(__file__).resolve().parent.parent / "data" / "packed"
     height, width = image_size
     return Path(base) / f"{_digest(files)[:16]}-{height}x{width}x{channels}"
+
+
+@contextmanager
+def default_packs_in(folder: str | os.PathLike) -> Iterator[None]:
+    """Let `default_folder` answer below another folder, for this process and those that it starts."""
+    before = os.environ.get("COURSE_PACKED")
+    os.environ["COURSE_PACKED"] = os.fspath(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop("COURSE_PACKED")
+        if before is not None:
+            os.environ["COURSE_PACKED"] = before
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -38,6 +39,7 @@ def test_the_promises(name, settings):
     pipeline = partial(pipeline, **settings) if settings else pipeline
     report = check_pipeline(pipeline, course_images(60), tolerance=TOLERANCES.get(name, 2))
     assert report.broken == BROKEN.get(name, ()), str(report)
+    assert not os.listdir(os.environ["COURSE_PACKED"]), "what a check packs goes with it"
 
 
 def labels_that_fit_sees(name, files) -> list[int]:
