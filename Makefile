@@ -5,6 +5,7 @@
 # make export   write helpers/pipelines/ and notebooks/exercises/ from the notebooks
 # make lock     write the requirements*.txt from the requirements*.in
 # make bench    print the figures that the helpers promise, side by side
+# make reference   measure all pipelines for results/, where lessons look for machines to compare with
 #
 # Every target makes .venv when it is missing or when the lock has changed. Another Python: make course PYTHON=python3.12
 
@@ -18,7 +19,7 @@ SOLUTIONS := $(sort $(wildcard notebooks/solutions/*.ipynb))
 # What nbval and the tests see: few images, and no trace in the reader's own results.
 TEST_ENV := COURSE_IMAGES=240 COURSE_RESULTS=$(CURDIR)/build/test-results COURSE_PACKED=$(CURDIR)/build/test-packed
 
-.PHONY: course lab test run-tests check export lock bench clean
+.PHONY: course lab test run-tests check export lock bench reference clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -53,6 +54,9 @@ lock: $(MAINTAINER)
 bench: $(MAINTAINER)
 	$(BIN)/python benchmarks/watching.py
 	$(BIN)/python benchmarks/pipelines.py
+
+reference: $(READER)
+	$(BIN)/python -m helpers.benchmark --reference --repeats 5
 
 clean:
 	rm -rf build $(VENV)

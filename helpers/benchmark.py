@@ -40,13 +40,15 @@ from helpers.limits import Limits, find_limits
 from helpers.measure import Measurement, Trial
 from helpers.packed import default_packs_in
 from helpers.pipelines import PIPELINES
+from helpers.plots import memory_throughput_map
 from helpers.report import html_report
 
 __all__ = ["Settings", "list_images", "main"]
 
 # An A100 takes 400 images in 0.435 s when it trains ResNet-50: the figure of MLPerf Storage for that model.
 A100_IMAGES_PER_S = 400 / 0.435
-_DATA = Path(__file__).resolve().parent.parent / "data"
+_ROOT = Path(__file__).resolve().parent.parent
+_DATA, _RESULTS = _ROOT / "data", _ROOT / "results"
 _MOST_BROKEN_SHOWN = 10
 _START_S = 6.0  # of a process that imports TensorFlow, until the first round has shown it
 
@@ -140,6 +142,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--report", type=Path, metavar="HTML", help="the page; by default in results/local")
     parser.add_argument("--json", type=Path, metavar="FILE", help="all figures; - for standard output")
     parser.add_argument("--record", type=Path, metavar="JSONL", help="append the rows to this file instead")
+    parser.add_argument(
+        "--reference",
+        action="store_true",
+        help="make this machine's file and picture in results/ anew, to be committed",
+    )
     return parser.parse_args(arguments)
 
 
@@ -423,9 +430,15 @@ def _show(outcome: Outcome) -> None:
 
 
 def _keep(outcome: Outcome, options: argparse.Namespace, settings: Settings, call: str) -> None:
-    stem = _record_path(options, settings)
-    record = options.record or stem.with_suffix(".jsonl")
-    report = options.report or stem.with_suffix(".html")
+    usual = _record_path(options, settings)
+    record = options.record or usual
+    report = options.report or usual.with_suffix(".html")
+    if options.reference and not outcome.interrupted:
+        record = _RESULTS / scoreboard.local_path().name
+        record.unlink(missing_ok=True)
+        ceiling = outcome.measurements[0].ceiling_images_per_s
+        record.parent.mkdir(parents=True, exist_ok=True)
+        memory_throughput_map(outcome.measurements, ceiling_images_per_s=ceiling).savefig(record.with_suffix(".png"))
     for one in outcome.measurements:
         scoreboard.record(one, record)
     page = html_report(

@@ -249,3 +249,15 @@ def test_two_at_once_are_refused(image_folder, tmp_path):
     # What a killed one leaves behind is no obstacle.
     third = start(tmp_path, str(image_folder), *QUICK)
     assert third.communicate(timeout=60) and third.returncode == 0
+
+
+# ---- reference -------------------------------------------------------------------------------------------------------
+
+
+def test_reference_rows_are_made_anew(image_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "_RESULTS", tmp_path / "reference")
+    for _ in range(2):
+        assert benchmark.main([str(image_folder), *QUICK, "--reference"]) == 0
+    rows = tmp_path / "reference" / scoreboard.local_path().name
+    assert [one.name for one in scoreboard.load(rows)] == ["generator"]
+    assert rows.with_suffix(".png").stat().st_size < 100_000
