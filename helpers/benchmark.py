@@ -19,7 +19,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -473,13 +473,16 @@ def _keep(outcome: Outcome, options: argparse.Namespace, settings: Settings, cal
 def _record_path(options: argparse.Namespace, settings: Settings) -> Path:
     """Return where rows go: the course's images as the lessons measure them beside the lessons' rows, others apart."""
     local = scoreboard.local_path()
-    as_lessons = Settings(image_size=settings.image_size, batch_size=settings.batch_size) == Settings()
+    usual = Settings(accelerator=EmulatedAccelerator(A100_IMAGES_PER_S))
+    as_lessons = replace(settings, pipelines=usual.pipelines, repeats=usual.repeats, timeout_s=usual.timeout_s) == usual
     if options.folder is None and options.max_images is None and as_lessons:
         return local
     parts = ("course",) if options.folder is None else options.folder.resolve().parts[-2:]
     height, width = settings.image_size
     words = [*parts, f"{height}x{width}", f"batch {settings.batch_size}"]
     words += [f"{options.max_images} images"] if options.max_images else []
+    words += ["budget"] if settings.budget_mib else []
+    words += [settings.accelerator.label if settings.accelerator else "no accelerator"]
     slug = re.sub(r"[^a-z0-9]+", "-", printable(" ".join(words)).lower()).strip("-")
     return local.with_name(f"{local.stem}--{slug}.jsonl")
 

@@ -10,19 +10,27 @@ import html
 import inspect
 import io
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from helpers.child import ChildResult
 from helpers.measure import Measurement
 
-__all__ = ["memory_strip", "memory_throughput_map", "show_change", "show_images", "step_timeline"]
+__all__ = [
+    "memory_strip",
+    "memory_throughput_map",
+    "predicted_and_measured",
+    "scoreboard_by_pipeline",
+    "show_change",
+    "show_images",
+    "step_timeline",
+]
 
 STYLES = {
     "load_everything": ("#D55E00", "s"),
@@ -59,6 +67,7 @@ def _plain_numbers(axis) -> None:
 def memory_throughput_map(
     measurements: Iterable[Measurement],
     *,
+    reference: Iterable[Measurement] = (),
     budget_mib: float | None = None,
     ceiling_images_per_s: float | None = None,
     title: str = "",
@@ -69,6 +78,8 @@ def memory_throughput_map(
     ----------
     measurements : iterable of Measurement
         A dot stands at `peak_mib` and `first_epoch_images_per_s`; a run that ended early is a cross at its peak.
+    reference : iterable of Measurement
+        Rows of another machine: hollow, and labelled so.
     budget_mib : float, optional
         A vertical line: what lies to its right does not fit.
     ceiling_images_per_s : float, optional
@@ -76,23 +87,26 @@ def memory_throughput_map(
     """
     figure, axes = _figure(4.0)
     axes.set(xscale="log", yscale="log", xlabel="peak memory (MiB)", ylabel="images/s, first epoch", title=title)
-    measurements = list(measurements)
+    measurements, reference = list(measurements), list(reference)
+    own_count, measurements = len(measurements), measurements + reference
     done = [one for one in measurements if one.first_epoch_images_per_s]
     xs = [one.peak_mib for one in measurements] + ([budget_mib] if budget_mib else [])
     ys = [one.first_epoch_images_per_s for one in done] + ([ceiling_images_per_s] if ceiling_images_per_s else [])
     axes.set_xlim(min([30, *(x / 2 for x in xs)]), max([3000, *(3 * x for x in xs)]))
     axes.set_ylim(min([100, *(y / 2 for y in ys)]), max([3000, *(2.5 * y for y in ys)]))
     labels = []
-    for one in measurements:
+    for number, one in enumerate(measurements):
         colour, marker = style(one.name)
+        name = one.name if number < own_count else f"{one.name} (reference)"
         if one.first_epoch_images_per_s:
             x, y = one.peak_mib, one.first_epoch_images_per_s
-            axes.plot(x, y, marker, color=colour, markersize=10, zorder=3)
-            labels.append((x, y, one.name, colour))
+            face = colour if number < own_count else "white"
+            axes.plot(x, y, marker, color=colour, markerfacecolor=face, markersize=10, zorder=3)
+            labels.append((x, y, name, colour))
         else:
             x, y = one.peak_mib, axes.get_ylim()[0] * 1.3
             axes.plot(x, y, "x", color=colour, markersize=11, markeredgewidth=3, zorder=3)
-            labels.append((x, y, f"{one.name}: {one.outcome}", colour))
+            labels.append((x, y, f"{name}: {one.outcome}", colour))
     _label_apart(axes, labels)
     if budget_mib:
         axes.axvline(budget_mib, color=_BUDGET_COLOUR, linestyle="--", linewidth=1.2)
@@ -198,6 +212,170 @@ def step_timeline(measurements: Iterable[Measurement] | Measurement, *, steps: i
     axes.text(0.27, 1.02, "waits for the pipeline", color="#888888", transform=axes.transAxes, fontsize=9)
     plt.close(figure)
     return figure
+
+
+def predicted_and_measured(measurements: Iterable[Measurement], *, reference: Iterable[Measurement] = ()) -> Figure:
+    """Draw what training was predicted to reach, as a bar, and what it reached, as a dot.
+
+    Parameters
+    ----------
+    measurements, reference : iterable of Measurement
+        Made with an accelerator; others are left out. The bar begins where pipeline and accelerator take turns,
+        ``1 / (1 / alone + 1 / ceiling)``, and ends where they work side by side, ``min(alone, ceiling)``. Rows of
+        another machine are hollow.
+    """
+    own, reference = (
+        [one for one in rows if one.images_per_s and one.ceiling_images_per_s and one.together_images_per_s]
+        for rows in (measurements, reference)
+    )
+    rows = sorted([*own, *reference], key=lambda one: _place(one.name))
+    figure, axes = _figure(1.0 + 0.34 * len(rows))
+    for place, one in enumerate(rows):
+        colour, marker = style(one.name)
+        borrowed = any(one is other for other in reference)
+        in_turn = 1 / (1 / one.images_per_s + 1 / one.ceiling_images_per_s)
+        side_by_side = min(one.images_per_s, one.ceiling_images_per_s)
+        axes.barh(place, side_by_side - in_turn, left=in_turn, height=0.5, color=_WAITING, zorder=2)
+        face = "white" if borrowed else colour
+        axes.plot(one.together_images_per_s, place, marker, color=colour, markerfacecolor=face, markersize=9, zorder=3)
+    axes.set_yticks(range(len(rows)), [_marked(one, reference) for one in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("images/s while training")
+    axes.set_title("grey: predicted, from taking turns (left end) to working side by side (right end)", fontsize=9)
+    axes.grid(axis="x", color="#E8E8E8", zorder=0)
+    _plain_numbers(axes.xaxis)
+    plt.close(figure)
+    return figure
+
+
+def scoreboard_by_pipeline(
+    machines: Mapping[str, Sequence[Measurement]],
+    *,
+    reference: Mapping[str, Sequence[Measurement]] | None = None,
+    accelerator: str | None = None,
+    title: str = "",
+) -> Figure:
+    """Draw images/s, the accelerator's busy share and peak memory, a row for each pipeline.
+
+    Parameters
+    ----------
+    machines : mapping
+        A machine's name to its measurements. Of one machine the dots are joined, so that one sees what each lesson
+        changed. Of several, each has its dot, in the order given from top to bottom; a line marks the median, and a
+        machine's number stands beside a dot that is under half or over twice the median. A run that ended early is a
+        cross at its peak.
+    reference : mapping, optional
+        Other machines: hollow dots.
+    accelerator : str, optional
+        Only rows trained with this one have a place among the busy shares; by default all.
+    """
+    reference = reference or {}
+    names = sorted({one.name for rows in [*machines.values(), *reference.values()] for one in rows}, key=_place)
+    figure, panels = plt.subplots(
+        1, 3, figsize=(_WIDTH_IN, 1.1 + 0.42 * len(names)), dpi=_DPI, layout="constrained", sharey=True,
+        width_ratios=(5, 3, 3),
+    )  # fmt: skip
+
+    def busy(one: Measurement) -> float | None:
+        return one.utilisation_percent if accelerator in (None, one.accelerator) else None
+
+    figures = {
+        "images/s, first epoch": lambda one: one.first_epoch_images_per_s or None,
+        "accelerator busy (%)": busy,
+        "peak memory (MiB)": lambda one: one.peak_mib or None,
+    }
+    for axes, (label, value) in zip(panels, figures.items(), strict=True):
+        if value is not busy:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        _draw_rows(axes, names, list(machines.values()), list(reference.values()), value)
+        _plain_numbers(axes.xaxis)
+        axes.set_xlabel(label, fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="x", color="#E8E8E8", zorder=0)
+        axes.tick_params(axis="x", labelsize=9)
+        axes.tick_params(axis="y", left=False)
+    panels[0].set_yticks(range(len(names)), names)
+    for tick, name in zip(panels[0].get_yticklabels(), names, strict=True):
+        tick.set_color(style(name)[0])
+    panels[0].set_ylim(max(len(names), 1) - 0.4, -0.6)
+    panels[1].set_xlim(-5, 105)
+    _name_the_failed(panels[0], names, list(machines.values()))
+    figure.suptitle(_with_key(title, machines, reference), fontsize=9, x=0.01, ha="left")
+    plt.close(figure)
+    return figure
+
+
+def _place(name: str) -> int:
+    order = list(STYLES)
+    return order.index(name) if name in order else len(order)
+
+
+def _marked(one: Measurement, reference: Sequence[Measurement]) -> str:
+    return f"{one.name} (reference)" if any(one is other for other in reference) else one.name
+
+
+def _draw_rows(
+    axes: Axes, names: list[str], machines: list[Sequence], reference: list[Sequence], value: Callable
+) -> None:
+    """Draw one figure of every machine, each at the height of its pipeline."""
+    heights = np.linspace(-0.28, 0.28, len(machines)) if len(machines) > 1 else [0.0]
+    size = 8 if len(machines) == 1 else max(3.5, 7 - len(machines) / 8)
+    joined = []
+    for place, name in enumerate(names):
+        colour, marker = style(name)
+        for one in (one for rows in reference for one in rows if one.name == name and value(one) is not None):
+            axes.plot(value(one), place, marker, color=colour, markerfacecolor="white", markersize=7, zorder=2)
+        found = {number: one for number, rows in enumerate(machines) for one in rows if one.name == name}
+        found = {number: one for number, one in found.items() if value(one) is not None}
+        values = {number: value(one) for number, one in found.items()}
+        middle = float(np.median(list(values.values()))) if values else None
+        for number, one in found.items():
+            at = (values[number], place + heights[number])
+            mark = marker if one.outcome == "finished" else "x"
+            axes.plot(*at, mark, color=colour, markersize=size, alpha=0.8 if len(machines) > 1 else 1, zorder=3)
+            if len(values) > 2 and not middle / 2 <= at[0] <= 2 * middle:
+                axes.annotate(
+                    str(number + 1), at, (6, 0), textcoords="offset points", va="center", fontsize=8, zorder=5
+                )
+        if len(machines) == 1 and values:
+            label = {"textcoords": "offset points", "ha": "center", "fontsize": 7.5, "zorder": 5}
+            axes.annotate(f"{middle:,.0f}", (middle, place), (0, 6), color=colour, **label)
+        elif len(values) > 1:
+            axes.plot([middle, middle], [place - 0.38, place + 0.38], color="black", linewidth=1.5, zorder=4)
+            axes.annotate(
+                f"{middle:,.0f}", (middle, place - 0.36), (3, 0), textcoords="offset points", fontsize=7, zorder=5
+            )
+        is_step = len(machines) == 1 and values and name in STYLES and found[0].outcome == "finished"
+        joined.append((middle, place) if is_step else (np.nan, place))  # no line across a row without a figure
+    if joined:
+        axes.plot(*zip(*joined, strict=True), color="#BBBBBB", linewidth=1, zorder=1)
+    axes.margins(x=0.12)
+
+
+def _name_the_failed(axes: Axes, names: list[str], machines: list[Sequence]) -> None:
+    """Write in a pipeline's row what became of the runs that have no rate."""
+    for place, name in enumerate(names):
+        failed: dict[str, list[str]] = {}
+        for number, rows in enumerate(machines, 1):
+            for one in rows:
+                if one.name == name and not one.first_epoch_images_per_s:
+                    failed.setdefault(one.outcome, []).append(str(number))
+        text = "; ".join(
+            outcome + (f": {', '.join(numbers)}" if len(machines) > 1 else "") for outcome, numbers in failed.items()
+        )
+        where = {"transform": axes.get_yaxis_transform(), "va": "center", "ha": "right"}
+        if text:
+            axes.text(1, place, text, color=_BUDGET_COLOUR, fontsize=7.5, zorder=5, **where)
+
+
+def _with_key(title: str, machines: Mapping, reference: Mapping) -> str:
+    """Return the title with a line below it that says what the marks are."""
+    parts = [f"one dot for each of {len(machines)} machines; | their median"] if len(machines) > 1 else []
+    if reference:
+        parts += [f"filled: {', '.join(machines)}; hollow: {', '.join(reference)}"]
+    return "\n".join(line for line in (title, *parts) if line)
 
 
 def show_images(images: Sequence[np.ndarray], titles: Sequence[str] = (), *, columns: int = 4) -> Image:

@@ -65,6 +65,80 @@ def test_every_pipeline_has_a_colour_and_a_marker_of_its_own():
     assert len(colours) == len(markers) == len(plots.STYLES)
 
 
+def test_the_map_draws_another_machines_rows_hollow():
+    died = measurement("generator", outcome="hung", first_epoch_images_per_s=None)
+    figure = plots.memory_throughput_map([measurement("tf_data")], reference=[measurement("tf_data_fast"), died])
+    assert texts(figure) == "generator (reference): hung | tf_data | tf_data_fast (reference)"
+    faces = {line.get_markerfacecolor() for line in figure.axes[0].lines if line.get_marker() != "x"}
+    assert faces == {plots.style("tf_data")[0], "white"}
+
+
+def trained(name="generator", **figures):
+    return measurement(name, **{"ceiling_images_per_s": 900.0, "together_images_per_s": 360.0, **figures})
+
+
+def test_the_prediction_reaches_from_taking_turns_to_working_side_by_side():
+    rows = [trained("tf_data", images_per_s=600.0), measurement("keras_sequence")]
+    axes = plots.predicted_and_measured(rows, reference=[trained("generator", images_per_s=1800.0)]).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["generator (reference)", "tf_data"]
+    assert [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.patches] == [
+        pytest.approx((600, 900)),
+        pytest.approx((360, 600)),
+    ]
+
+
+def test_predictions_of_nothing():
+    assert plots.predicted_and_measured([measurement()]).axes
+
+
+def machines(*paces, **figures):
+    return {
+        f"laptop {number}": [
+            trained(name, first_epoch_images_per_s=500.0 * pace, utilisation_percent=50.0, **figures)
+            for name in ("generator", "tf_data")
+        ]
+        for number, pace in enumerate(paces, 1)
+    }
+
+
+def test_many_machines_have_a_dot_each_a_median_and_a_number_for_the_odd_one():
+    figure = plots.scoreboard_by_pipeline(machines(1.0, 1.1, 0.9, 0.2), title="all")
+    rates, busy, _ = figure.axes
+    dots = [line for line in rates.lines if line.get_marker() not in ("None", "", None)]
+    assert len(dots) == 8 and rates.get_xscale() == "log" and busy.get_xlim() == (-5, 105)
+    assert [text.get_text() for text in rates.texts] == ["4", "475"] * 2
+    assert [label.get_text() for label in rates.get_yticklabels()] == ["generator", "tf_data"]
+    assert figure.get_suptitle() == "all\none dot for each of 4 machines; | their median"
+    assert png_size(figure)[0] == 700
+
+
+def test_of_one_machine_the_values_are_written_and_the_reference_is_hollow():
+    figure = plots.scoreboard_by_pipeline(
+        {"this machine": machines(1)["laptop 1"]}, reference={"lab": machines(2)["laptop 1"]}
+    )
+    assert [text.get_text() for text in figure.axes[0].texts] == ["500", "500"]
+    assert sum(line.get_markerfacecolor() == "white" for line in figure.axes[0].lines) == 2
+    assert figure.get_suptitle() == "filled: this machine; hollow: lab"
+
+
+def test_the_busy_share_is_of_one_accelerator():
+    classes = {**machines(1, accelerator="A"), "other": machines(1, accelerator="B")["laptop 1"]}
+    assert [text.get_text() for text in plots.scoreboard_by_pipeline(classes).axes[1].texts] == ["50", "50"]
+    assert list(plots.scoreboard_by_pipeline(classes, accelerator="A").axes[1].texts) == []
+
+
+def test_runs_that_failed_are_named_in_their_row():
+    failed = measurement("tf_data", outcome="out of memory", first_epoch_images_per_s=None)
+    classes = {**machines(1), "other": [failed], "third": [failed]}
+    assert "out of memory: 2, 3" in texts(plots.scoreboard_by_pipeline(classes))
+    assert "out of memory" in texts(plots.scoreboard_by_pipeline({"this machine": [failed]}))
+
+
+@pytest.mark.parametrize("nothing", [{}, {"this machine": []}, {"a": [], "b": []}])
+def test_a_scoreboard_without_rows(nothing):
+    assert len(plots.scoreboard_by_pipeline(nothing).axes) == 3
+
+
 def test_the_strip_shows_each_run_and_the_budget():
     runs = {"list": measurement(), "array": measurement(outcome="out of memory")}
     figure = plots.memory_strip(runs, budget_mib=80)
