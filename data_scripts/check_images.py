@@ -1,0 +1,141 @@
+"""Look into every image of a folder before a training meets it: what is broken, what is not what it seems.
+
+    python data_scripts/check_images.py FOLDER [--json FILE] [--max-pixels N] [--min-per-class N]
+    python data_scripts/check_images.py FOLDER --quarantine DIR [--kinds empty,truncated]
+    python data_scripts/check_images.py --undo DIR
+
+Each file is really decoded, by both decoders of the course, in a process that is watched: a file that crashes a
+decoder is named like any other. A quarantine moves files and deletes none; --undo moves them back.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from helpers.images import printable
+from helpers.inspection import KINDS, Inspection, inspect_folder, put_back, quarantine
+
+_MOST_SHOWN = {"error": 10, "warning": 3, "note": 1}  # of each kind
+_ERRORS = tuple(kind for kind, (severity, _) in KINDS.items() if severity == "error")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Look, tell and move; return 0, 1 where errors were found, 2 for what cannot be done, 130 for an interruption."""
+    options = _parse(arguments)
+    try:
+        if options.undo:
+            return _undo(options.undo)
+        return _check(options)
+    except KeyboardInterrupt:
+        print("\ncheck_images.py: stopped", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"check_images.py: {printable(str(error))}", file=sys.stderr)
+        return 2
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    kinds = "\n".join(f"  {kind:18}{severity:9}{text}" for kind, (severity, text) in KINDS.items())
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"kinds of findings:\n{kinds}\n\nExit status: 0; 1 where errors were found; 2 for what cannot be done.",
+    )
+    parser.add_argument("folder", nargs="?", type=Path, help="images, usually one folder of them for each class")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="all findings; - for standard output")
+    parser.add_argument("--max-pixels", type=_count, default=100_000_000, metavar="N", help="more are not decoded")
+    parser.add_argument("--min-per-class", type=_count, default=10, metavar="N", help="fewer make a class a finding")
+    parser.add_argument("--quarantine", type=Path, metavar="DIR", help="move what was found to this folder")
+    parser.add_argument(
+        "--kinds", type=_kinds, default=_ERRORS, metavar="A,B", help="which findings to move; by default the errors"
+    )
+    parser.add_argument("--undo", type=Path, metavar="DIR", help="move everything in a quarantine back")
+    options = parser.parse_args(arguments)
+    if bool(options.folder) == bool(options.undo):
+        parser.error("give FOLDER, or --undo DIR")
+    return options
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number")
+    return int(text)
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    kinds = tuple(kind.strip() for kind in text.split(","))
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: give kinds of {', '.join(KINDS)}")
+    return kinds
+
+
+def _check(options: argparse.Namespace) -> int:
+    with tqdm(unit="image", ncols=90, disable=None) as bar:
+
+        def expect(total: int) -> None:
+            bar.total = total
+            bar.refresh()
+
+        inspection = inspect_folder(
+            options.folder,
+            max_pixels=options.max_pixels,
+            min_per_class=options.min_per_class,
+            on_progress=bar.update,
+            on_total=expect,
+        )
+    to_standard_output = options.json is not None and str(options.json) == "-"
+    _show(inspection, Console(stderr=to_standard_output))
+    if options.json:
+        values = {
+            "folder": str(inspection.folder),
+            "files": inspection.files,
+            "classes": inspection.classes,
+            "findings": [{**asdict(one), "severity": one.severity} for one in inspection.findings],
+        }
+        text = json.dumps(values, indent=1)
+        print(text) if to_standard_output else options.json.write_text(text, encoding="utf-8")
+    if options.quarantine:
+        moved = quarantine(inspection, options.quarantine, options.kinds)
+        print(f"{moved:,} files moved to {options.quarantine}; --undo {options.quarantine} moves them back")
+    return 1 if inspection.of("error") else 0
+
+
+def _show(inspection: Inspection, console: Console) -> None:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for heading, justify in (("", "left"), ("found", "left"), ("files", "right"), ("for example", "left")):
+        table.add_column(heading, justify=justify, overflow="fold")
+    for kind, (severity, text) in KINDS.items():
+        found = [one for one in inspection.findings if one.kind == kind]
+        if found:
+            shown = _MOST_SHOWN[severity]
+            examples = [f"{printable(one.path)} ({printable(one.detail)})" for one in found[:shown]]
+            more = [f"… {len(found) - shown:,} more"] if len(found) > shown else []
+            table.add_row(severity, f"{kind}: {text}", f"{len(found):,}", "\n".join(examples + more))
+    if table.row_count:
+        console.print(table, markup=False)
+        console.print()
+    counts = ", ".join(f"{len(inspection.of(severity)):,} {severity}s" for severity in ("error", "warning", "note"))
+    rate = f"{60 * inspection.files / max(inspection.seconds, 1e-9):,.0f} images/min"
+    classes = f"{len(inspection.classes)} classes"
+    console.print(
+        f"{inspection.files:,} images of {classes}: {counts}; {inspection.seconds:.1f} s, {rate}", highlight=False
+    )
+
+
+def _undo(folder: Path) -> int:
+    moved, faults = put_back(folder)
+    for fault in faults:
+        print(printable(fault), file=sys.stderr)
+    print(f"{moved:,} files moved back")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
