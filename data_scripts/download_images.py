@@ -1,0 +1,598 @@
+"""Download a public data set of photographs, and unpack it as folders of classes.
+
+    python data_scripts/download_images.py --list
+    python data_scripts/download_images.py NAME [--to DIR] [--mirror URL] [--unlabelled]
+
+Licence and size are shown first. An interrupted download goes on when the same command is given again. The size of
+each archive is verified before it is unpacked, and its SHA-256 where one is published. DIR appears when it is complete,
+and not before. The lessons need none of this: `make_images.py` makes their images without a network.
+
+A proxy and certificates are taken from HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY and REQUESTS_CA_BUNDLE.
+In sizes, 1 MB is 1,000,000 bytes, as disks are sold.
+"""
+
+import argparse
+import csv
+import dataclasses
+import difflib
+import hashlib
+import io
+import json
+import os
+import shutil
+import sys
+import zipfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+import requests
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from helpers.download import ArchiveError, fetch, unpack
+from helpers.images import IMAGE_SUFFIXES
+
+_SPARE_BYTES = 200_000_000  # must stay free on the disk
+_PROJECT_ROOT = Path(__file__).resolve().parents[1]
+_RECORD = "download_images.json"
+_UNPACKED, _LOCK = "unpacked", ".lock"
+_KAGGLE = "kaggle:"
+
+# ---- where a file of an archive goes ---------------------------------------------------------------------------------
+
+# From a path in the archive to one below the target, or to None for a file that is left out.
+Place = Callable[[PurePosixPath], PurePosixPath | None]
+# A layout may look into the archives before it tells the places.
+Layout = Callable[[list[Path]], Place]
+
+
+def _without(*leading: str) -> Layout:
+    """Leave the archive's own folders away: its class folders come to lie in the target."""
+
+    def place(name: PurePosixPath) -> PurePosixPath:
+        parts = name.parts
+        for folder in leading:
+            parts = parts[1:] if parts[0] == folder and parts[1:] else parts
+        return PurePosixPath(*parts)
+
+    return lambda archives: place
+
+
+def _flat(archives: list[Path]) -> Place:
+    return lambda name: PurePosixPath(name.name)
+
+
+def _by_breed(archives: list[Path]) -> Place:
+    """Oxford-IIIT Pets: ``images/great_pyrenees_12.jpg`` is of the class ``great_pyrenees``."""
+
+    def place(name: PurePosixPath) -> PurePosixPath | None:
+        breed = name.stem.rpartition("_")[0]
+        return PurePosixPath(breed, name.name) if breed and name.suffix == ".jpg" else None
+
+    return place
+
+
+def _by_main_category(part: str) -> Layout:
+    """COCO: an image is of the category whose instances cover the largest area; without instances it is left out."""
+
+    def layout(archives: list[Path]) -> Place:
+        category_of = _main_categories(archives[1], f"annotations/instances_{part}.json")
+
+        def place(name: PurePosixPath) -> PurePosixPath | None:
+            category = category_of.get(name.name)
+            return PurePosixPath(category, name.name) if category else None
+
+        return place
+
+    return layout
+
+
+def _main_categories(archive: Path, member: str) -> dict[str, str]:
+    def without_outlines(thing: dict) -> dict | tuple:
+        if "segmentation" in thing:
+            return thing["image_id"], thing["category_id"], thing["area"]
+        return (thing["id"], thing["file_name"]) if "file_name" in thing else thing
+
+    # The outlines are nine tenths of 450 MB of JSON; kept, they would be 3 GB of Python objects.
+    with zipfile.ZipFile(archive) as file, io.TextIOWrapper(file.open(member), encoding="utf-8") as text:
+        found = json.load(text, object_hook=without_outlines)
+    names = {category["id"]: category["name"] for category in found["categories"]}
+    areas: dict[int, Counter] = defaultdict(Counter)
+    for image, category, area in found["annotations"]:
+        areas[image][category] += area
+    main = {image: max(sorted(by_category), key=by_category.get) for image, by_category in areas.items()}
+    return {file_name: names[main[image]] for image, file_name in found["images"] if image in main}
+
+
+def _by_driver(archives: list[Path]) -> Place:
+    """State Farm: all images of a driver go to ``train`` or all to ``val``, where every fifth driver goes."""
+    with zipfile.ZipFile(archives[0]) as file, file.open("driver_imgs_list.csv") as table:
+        rows = list(csv.DictReader(io.TextIOWrapper(table, encoding="utf-8")))
+    driver_of = {row["img"]: row["subject"] for row in rows}
+    held_out = set(sorted(set(driver_of.values()))[::5])
+
+    def place(name: PurePosixPath) -> PurePosixPath:
+        if name.parts[:2] == ("imgs", "train"):
+            part = "val" if driver_of[name.name] in held_out else "train"
+            return PurePosixPath(part, *name.parts[2:])
+        return PurePosixPath(*name.parts[1:]) if name.parts[0] == "imgs" else name
+
+    return place
+
+
+# ---- the data sets ---------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Archive:
+    """A file to download. Without a published hash, its size and the checksums inside it are all there is to verify."""
+
+    url: str
+    size_bytes: int
+    sha256: str | None = None
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(urlsplit(self.url).path).name
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """The first archive holds the images, a second one what their labels are found in."""
+
+    name: str
+    title: str
+    archives: tuple[Archive, ...]
+    images: int
+    classes: int
+    licence: str
+    licence_url: str
+    layout: Layout
+    note: str = ""
+
+    @property
+    def download_bytes(self) -> int:
+        return sum(archive.size_bytes for archive in self.archives)
+
+    @property
+    def unpacked_bytes(self) -> int:
+        """At most: photographs do not get much smaller in an archive, and a file takes whole blocks of a disk."""
+        return int(1.1 * self.archives[0].size_bytes) + 4096 * self.images
+
+    @property
+    def is_hashed(self) -> bool:
+        return all(archive.sha256 for archive in self.archives)
+
+
+# Sizes and SHA-256 come from the checksums of TensorFlow Datasets (https://github.com/tensorflow/datasets), those of
+# Cats vs Dogs from public code that uses it, and the sizes of Imagewoof from its server.
+_COCO_LICENCE = ("Flickr terms of each image; annotations CC BY 4.0", "https://cocodataset.org/#termsofuse")
+_COCO_NOTE = (
+    "An image's class is the category that covers the largest area in it; images without instances are left out."
+)
+_COCO_LABELS = {
+    "2014": Archive(
+        "http://images.cocodataset.org/annotations/annotations_trainval2014.zip",
+        252_872_794,
+        "031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009",
+    ),
+    "2017": Archive(
+        "http://images.cocodataset.org/annotations/annotations_trainval2017.zip",
+        252_907_541,
+        "113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
+    ),
+}
+_FASTAI = "https://s3.amazonaws.com/fast-ai-imageclas/"
+_IMAGENET_LICENCE = ("repository Apache-2.0, images ImageNet's terms", "https://www.image-net.org/download.php")
+
+
+def _coco(part: str, images: int, size_bytes: int, sha256: str) -> Dataset:
+    return Dataset(
+        name=f"coco-{part}",
+        title=f"COCO {part}",
+        archives=(
+            Archive(f"http://images.cocodataset.org/zips/{part}.zip", size_bytes, sha256),
+            _COCO_LABELS[part[-4:]],
+        ),
+        images=images,
+        classes=80,
+        licence=_COCO_LICENCE[0],
+        licence_url=_COCO_LICENCE[1],
+        layout=_by_main_category(part),
+        note=_COCO_NOTE,
+    )
+
+
+def _imagenette(name: str, file: str, images: int, size_bytes: int, sha256: str | None) -> Dataset:
+    return Dataset(
+        name=name,
+        title=name.capitalize(),
+        archives=(Archive(f"{_FASTAI}{file}.tgz", size_bytes, sha256),),
+        images=images,
+        classes=10,
+        licence=_IMAGENET_LICENCE[0],
+        licence_url=_IMAGENET_LICENCE[1],
+        layout=_without(file),
+    )
+
+
+_ALL = (
+    _coco("train2014", 82_783, 13_510_573_713, "ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775"),
+    _coco("val2014", 40_504, 6_645_013_297, "fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0"),
+    _coco("val2017", 5_000, 815_585_330, "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05"),
+    _imagenette(
+        "imagenette-160",
+        "imagenette2-160",
+        13_394,
+        99_003_388,
+        "64d0c4859f35a461889e0147755a999a48b49bf38a7e0f9bd27003f10db02fe5",
+    ),
+    _imagenette(
+        "imagenette-320",
+        "imagenette2-320",
+        13_394,
+        341_663_724,
+        "569b4497c98db6dd29f335d1f109cf315fe127053cedf69010d047f0188e158c",
+    ),
+    _imagenette(
+        "imagenette",
+        "imagenette2",
+        13_394,
+        1_557_161_267,
+        "6cbfac238434d89fe99e651496f0812ebc7a10fa62bd42d6874042bf01de4efd",
+    ),
+    _imagenette("imagewoof-160", "imagewoof2-160", 12_954, 92_612_825, None),
+    _imagenette("imagewoof-320", "imagewoof2-320", 12_954, 328_387_740, None),
+    _imagenette("imagewoof", "imagewoof2", 12_954, 1_343_715_595, None),
+    Dataset(
+        name="flowers",
+        title="Flowers (tf_flowers)",
+        archives=(
+            Archive(
+                "https://storage.googleapis.com/download.tensorflow.org/example_images/flower_photos.tgz",
+                228_813_984,
+                "4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c",
+            ),
+        ),
+        images=3_670,
+        classes=5,
+        licence="CC BY 2.0",
+        licence_url="https://creativecommons.org/licenses/by/2.0/",
+        layout=_without("flower_photos"),
+        note="Who took which photograph is in LICENSE.txt.",
+    ),
+    Dataset(
+        name="oxford-pets",
+        title="Oxford-IIIT Pets",
+        archives=(
+            Archive(
+                "https://thor.robots.ox.ac.uk/~vgg/data/pets/images.tar.gz",
+                791_918_971,
+                "67195c5e1c01f1ab5f9b6a5d22b8c27a580d896ece458917e61d459337fa318d",
+            ),
+        ),
+        images=7_390,
+        classes=37,
+        licence="CC BY-SA 4.0",
+        licence_url="https://www.robots.ox.ac.uk/~vgg/data/pets/",
+        layout=_by_breed,
+    ),
+    Dataset(
+        name="food-101",
+        title="Food-101",
+        archives=(
+            Archive(
+                "https://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",
+                4_996_278_331,
+                "d97d15e438b7f4498f96086a4f7e2fa42a32f2712e87d3295441b2b6314053a4",
+            ),
+        ),
+        images=101_000,
+        classes=101,
+        licence="scientific fair use only",
+        licence_url="https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/",
+        layout=_without("food-101", "images"),
+        note="The authors' split is in meta/train.txt and meta/test.txt.",
+    ),
+    Dataset(
+        name="cats-vs-dogs",
+        title="Cats vs Dogs",
+        archives=(
+            Archive(
+                "https://download.microsoft.com/download/3/E/1/3E1C3F21-ECDB-4869-8368-6DEBA77B919F/kagglecatsanddogs_5340.zip",
+                824_887_076,
+                "b7974bd00a84a99921f36ee4403f089853777b5ae8d151c76a86e64900334af9",
+            ),
+        ),
+        images=25_000,
+        classes=2,
+        licence="not stated",
+        licence_url="https://www.microsoft.com/en-us/download/details.aspx?id=54765",
+        layout=_without("PetImages"),
+        note="TensorFlow Datasets leaves 1,738 of the files out as broken; they are all here: check them before use.",
+    ),
+    Dataset(
+        name="state-farm",
+        title="State Farm Distracted Driver Detection",
+        archives=(Archive(f"{_KAGGLE}state-farm-distracted-driver-detection.zip", 4_000_000_000),),
+        images=102_150,
+        classes=10,
+        licence="competition rules, no redistribution",
+        licence_url="https://www.kaggle.com/competitions/state-farm-distracted-driver-detection/rules",
+        layout=_by_driver,
+        note=(
+            "The photographs are frames of films of 26 drivers. train/ and val/ share no driver: a model knows a driver"
+            " whom it has\nseen by car and shirt, and its accuracy on him would say nothing of other drivers. test/ has"
+            " no labels."
+        ),
+    ),
+)
+DATASETS = {dataset.name: dataset for dataset in _ALL}
+
+# ---- downloading -----------------------------------------------------------------------------------------------------
+
+
+def download(dataset: Dataset, target: Path, mirror: str | None = None) -> None:
+    """Download and unpack one data set, unless it is there.
+
+    Raises
+    ------
+    ValueError
+        If `target` holds something else, or an archive is not what it should be.
+    OSError
+        If the disk has too little room, another run is at work, or the download fails.
+    """
+    target = target.resolve()
+    if os.path.ismount(target):
+        raise ValueError(f"{target} is a whole disk; give a folder on it: --to {target / dataset.name}")
+    with _workplace(target) as work:
+        if _is_there(dataset, target):
+            print(f"{target}: there already")
+        else:
+            _refuse_full_disk(dataset, work)
+            hashes = [_fetch(archive, work / archive.name, mirror) for archive in dataset.archives]
+            tally = _unpack(dataset, work)
+            _write_record(dataset, hashes, tally, work / _UNPACKED)
+            if target.exists():
+                target.rmdir()  # it is empty; Windows would not rename over it
+            (work / _UNPACKED).rename(target)
+            _report(dataset, hashes, tally)
+        for leftover in work.iterdir():
+            if leftover.name != _LOCK:
+                leftover.unlink()
+
+
+@contextmanager
+def _workplace(target: Path) -> Iterator[Path]:
+    """Yield the hidden folder beside the target where archives grow; one run at a time has it."""
+    work = target.with_name(f".{target.name}.download")
+    work.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(work / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OSError(f"another run is downloading to {target}; wait for it, or stop it") from None
+    try:
+        shutil.rmtree(work / _UNPACKED, ignore_errors=True)  # of a run that was killed
+        yield work
+    finally:
+        shutil.rmtree(work / _UNPACKED, ignore_errors=True)
+        if os.listdir(work) == [_LOCK]:
+            shutil.rmtree(work, ignore_errors=True)
+        lock.release()
+
+
+def _is_there(dataset: Dataset, target: Path) -> bool:
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return False
+    record = target / _RECORD
+    if record.exists() and json.loads(record.read_text(encoding="utf-8"))["name"] == dataset.name:
+        return True
+    raise ValueError(f"{target} is there and is not {dataset.name}; give another folder: --to DIR")
+
+
+def _refuse_full_disk(dataset: Dataset, work: Path) -> None:
+    there = sum(path.stat().st_size for path in work.iterdir())
+    needed = dataset.download_bytes - there + dataset.unpacked_bytes
+    free = shutil.disk_usage(work).free
+    if needed + _SPARE_BYTES > free:
+        raise OSError(
+            f"{work.parent}: {dataset.name} needs {needed / 1e6:,.0f} MB more until it is unpacked, and"
+            f" {_SPARE_BYTES / 1e6:,.0f} MB must stay free, but the disk has {free / 1e6:,.0f} MB; nothing was written"
+        )
+
+
+def _fetch(archive: Archive, path: Path, mirror: str | None) -> str:
+    """Download one archive, and return its SHA-256."""
+    if archive.url.startswith(_KAGGLE):
+        return _fetch_from_kaggle(path)
+    url = mirror.rstrip("/") + urlsplit(archive.url).path if mirror else archive.url
+    with tqdm(
+        desc=archive.name,
+        initial=path.stat().st_size if path.exists() else 0,
+        total=archive.size_bytes,
+        unit="B",
+        unit_scale=True,
+        ncols=90,
+        disable=None,
+    ) as bar:
+        return fetch(
+            url,
+            path,
+            archive.size_bytes,
+            archive.sha256,
+            on_progress=lambda have: bar.update(have - bar.n),
+            on_trouble=lambda text: bar.write(text, file=sys.stderr),
+        )
+
+
+_KAGGLE_HELP = """These images come through Kaggle's client only. Once:
+  1. {python} -m pip install kaggle
+  2. https://www.kaggle.com/settings/api, "Generate New Token": save it as ~/.kaggle/access_token
+  3. https://www.kaggle.com/competitions/{competition}/rules: accept them
+Then give the same command again."""
+
+
+def _fetch_from_kaggle(path: Path) -> str:
+    """Let Kaggle's client download an archive; it goes on with an interrupted one, and has time limits of its own."""
+    hint = _KAGGLE_HELP.format(python=sys.executable, competition=path.stem)
+    try:
+        with redirect_stdout(io.StringIO()):  # it prints a page of help where it finds no token
+            from kaggle.api.kaggle_api_extended import KaggleApi
+
+            client = KaggleApi()
+            client.authenticate()
+    except ImportError:
+        raise OSError(f"the package kaggle is not installed. {hint}") from None
+    except (SystemExit, OSError, ValueError):  # what it does without a token depends on its version
+        raise OSError(f"Kaggle's client found no token that works. {hint}") from None
+    try:
+        client.competition_download_files(path.stem, path=str(path.parent), quiet=False)
+    except requests.HTTPError as error:
+        status = error.response.status_code if error.response is not None else None
+        if status not in (401, 403):
+            raise
+        raise OSError(f"Kaggle answers {status}: a wrong token, or rules not accepted. {hint}") from None
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unpack(dataset: Dataset, work: Path) -> Counter:
+    """Unpack the images to the folder `_UNPACKED`; return how many there are, and how many were left out."""
+    paths = [work / archive.name for archive in dataset.archives]
+    tally = Counter()
+    try:
+        place = _counted(dataset.layout(paths), tally)
+        with tqdm(desc="unpacking", total=dataset.images, unit="file", ncols=90, disable=None) as bar:
+            unpack(
+                paths[0],
+                work / _UNPACKED,
+                place,
+                max_bytes=2 * dataset.unpacked_bytes + 1_000_000,
+                max_files=2 * dataset.images + 1000,
+                on_progress=bar.update,
+            )
+        if not dataset.is_hashed and tally.total() != dataset.images:
+            raise ArchiveError(f"{tally.total():,} images, not {dataset.images:,}")
+    except (ArchiveError, LookupError, zipfile.BadZipFile) as error:
+        if not dataset.is_hashed:
+            paths[0].unlink()
+        remedy = "" if dataset.is_hashed else "; it was removed, and the same command downloads it anew"
+        raise ValueError(f"{dataset.name}: {error}{remedy}") from error
+    return tally
+
+
+def _counted(place: Place, tally: Counter) -> Place:
+    def counted(name: PurePosixPath) -> PurePosixPath | None:
+        if any(part.startswith(".") for part in name.parts):
+            return None  # what macOS adds to archives
+        target = place(name)
+        if name.suffix.lower() in IMAGE_SUFFIXES:
+            tally["images" if target else "left out"] += 1
+        return target
+
+    return counted
+
+
+def _write_record(dataset: Dataset, hashes: list[str], tally: Counter, folder: Path) -> None:
+    """Write into the folder what it is: a later call sees that the work is done, and a reader finds the licence."""
+    archives = zip(dataset.archives, hashes, strict=True)
+    record = {
+        "name": dataset.name,
+        "title": dataset.title,
+        "licence": dataset.licence,
+        "licence_url": dataset.licence_url,
+        "images": tally["images"],
+        "left_out": tally["left out"],
+        "archives": [{"url": archive.url, "sha256": found} for archive, found in archives],
+    }
+    (folder / _RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Download; return 0, 1 for what went wrong, 130 for an interruption. Wrong arguments exit with 2."""
+    options = _parse(arguments)
+    if options.list:
+        print(_table())
+        return 0
+    target = options.to or _PROJECT_ROOT / "data" / options.dataset.name
+    try:
+        _introduce(options.dataset, target)
+        download(options.dataset, target, options.mirror)
+        return 0
+    except KeyboardInterrupt:
+        print("\ndownload_images.py: stopped; the same command goes on", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"download_images.py: {error}", file=sys.stderr)
+        return 1
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", nargs="?", type=_dataset, metavar="NAME", help="one of those that --list shows")
+    parser.add_argument("--to", type=Path, metavar="DIR", help="where the class folders go (default: data/NAME)")
+    parser.add_argument("--mirror", metavar="URL", help="another place with the same paths, as http://192.168.1.2:8000")
+    parser.add_argument("--unlabelled", action="store_true", help="COCO: all images in one folder, for style transfer")
+    parser.add_argument("--list", action="store_true", help="show the data sets")
+    options = parser.parse_args(arguments)
+    if not (options.dataset or options.list):
+        parser.error("give NAME, or --list")
+    if options.mirror and not options.mirror.startswith(("http://", "https://")):
+        parser.error(f"--mirror {options.mirror}: give a URL that begins with http:// or https://")
+    if options.mirror and options.dataset and options.dataset.archives[0].url.startswith(_KAGGLE):
+        parser.error(f"{options.dataset.name} comes from Kaggle only, not from a mirror")
+    if options.dataset and options.unlabelled:
+        if len(options.dataset.archives) == 1:
+            parser.error(f"--unlabelled is for COCO; {options.dataset.name} has its labels in the names of its files")
+        options.dataset = _without_labels(options.dataset)
+    return options
+
+
+def _dataset(name: str) -> Dataset:
+    if name in DATASETS:
+        return DATASETS[name]
+    near = difflib.get_close_matches(name, DATASETS, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise argparse.ArgumentTypeError(f"no data set is called {name!r}; {hint}--list shows all")
+
+
+def _without_labels(dataset: Dataset) -> Dataset:
+    return dataclasses.replace(
+        dataset, name=f"{dataset.name}-unlabelled", archives=dataset.archives[:1], classes=0, layout=_flat, note=""
+    )
+
+
+def _table() -> str:
+    lines = [f"{'name':<16}{'images':>8}{'classes':>9}{'MB':>9}  {'verified by':<13}licence"]
+    for dataset in DATASETS.values():
+        verified = "SHA-256" if dataset.is_hashed else "no hash known"
+        megabytes = dataset.download_bytes / 1e6
+        numbers = f"{dataset.images:>8,}{dataset.classes:>9}{megabytes:>9,.0f}"
+        lines.append(f"{dataset.name:<16}{numbers}  {verified:<15}{dataset.licence}")
+    return "\n".join(lines)
+
+
+def _introduce(dataset: Dataset, target: Path) -> None:
+    classes = f"{dataset.classes} classes" if dataset.classes else "without labels"
+    print(f"{dataset.title}: {dataset.images:,} images, {classes}")
+    print(f"licence: {dataset.licence}; {dataset.licence_url}")
+    print(f"to download: {dataset.download_bytes / 1e6:,.0f} MB; then on the disk, in {target}: about as much")
+    print(dataset.note, end="\n" if dataset.note else "", flush=True)
+
+
+def _report(dataset: Dataset, hashes: list[str], tally: Counter) -> None:
+    for archive, found in zip(dataset.archives, hashes, strict=True):
+        if not archive.sha256:
+            print(f"{archive.name}: no hash is published to compare with; its SHA-256 is {found}")
+    print(f"{tally['images']:,} images" + (f", {tally['left out']:,} left out" if tally["left out"] else ""))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
