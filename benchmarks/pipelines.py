@@ -1,8 +1,9 @@
-"""Measure the finished tf.data pipelines against what this machine's decoders allow, and against another loader.
+"""Measure the finished tf.data pipelines against what this machine's decoders allow, and against other loaders.
 
 `make bench` runs it; by hand: `python benchmarks/pipelines.py [--rounds 5] [--count 2000]`, on a machine that does
 nothing else, about ten minutes. Rates compare within one run only: each round measures everything once, each in a
-process of its own, and the figures are medians over the rounds. Nothing depends on them.
+process of its own, and the figures are medians over the rounds. Nothing depends on them. The other loaders (lesson 10)
+are those that are installed: Grain always, the rest with requirements-peers.txt.
 """
 
 from __future__ import annotations
@@ -16,25 +17,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import cv2
 import numpy as np
 
 from helpers.accelerator import EmulatedAccelerator
-from helpers.child import run
-from helpers.images import ImageFiles, course_images, decode_image
+from helpers.child import ChildResult, run
+from helpers.images import ImageFiles, course_images
+from helpers.limits import decode_fully, decode_rate, decode_reduced
 from helpers.measure import measure, settled_mib
 from helpers.packed import Packed, pack
 from helpers.pipelines import PIPELINES
+from helpers.pipelines.other_loaders import installed
 
 _SIZE = (224, 224)
 _BATCH_SIZE = 64
-_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 _MANY = 82_783  # images of COCO train2014
 _BATCHES = 60  # of the long lists
 _EPOCHS = 20
@@ -62,13 +62,11 @@ def main() -> None:
 def _rates(files: ImageFiles, plain: Packed, larger: Packed, rounds: int) -> tuple[dict, dict]:
     """Return images/s of each candidate in each round, and MiB above the start where that is known."""
     candidates: dict[str, Callable] = {
-        "pool, full decode": partial(_pool_rate, _decode_fully),
-        "pool, reduced decode": partial(_pool_rate, _decode_reduced),
+        "pool, full decode": partial(_pool_rate, decode_fully),
+        "pool, reduced decode": _reduced_pool_rate,
     }
     if _is_installed("simplejpeg"):
         candidates["pool, reduced, simplejpeg"] = partial(_pool_rate, _decode_by_simplejpeg)
-    if _is_installed("grain"):
-        candidates["Grain, reduced decode"] = _grain_rate
     candidates["in-memory cache()"] = partial(_cache_rate, plain)
     pipelines = {
         "tf_data": PIPELINES["tf_data"],
@@ -76,8 +74,15 @@ def _rates(files: ImageFiles, plain: Packed, larger: Packed, rounds: int) -> tup
         "tf_data_packed": partial(_from_pack, plain),
         "tf_data_packed, crop and flip": partial(_from_pack, larger, augment=True),
     }
-    rates: dict[str, list[float]] = {name: [] for name in (*candidates, *pipelines)}
+    loaders = installed()
+    rates: dict[str, list[float]] = {name: [] for name in (*candidates, *pipelines, *loaders)}
     above_mib: dict[str, list[float]] = {}
+
+    def note(name: str, result: ChildResult) -> None:
+        rate, baseline_mib = result.unwrap()
+        rates[name].append(rate)
+        above_mib.setdefault(name, []).append(result.peak_mib - baseline_mib)
+
     for number in range(rounds):
         print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
         for name, candidate in candidates.items():
@@ -85,17 +90,21 @@ def _rates(files: ImageFiles, plain: Packed, larger: Packed, rounds: int) -> tup
             rates[name].append(result.unwrap())
         for name, pipeline in pipelines.items():
             # A packed epoch lasts some hundredths of a second: long lists of the same rows make it measurable.
-            result = run(_drained, pipeline, files, 10 if "packed" in name else 1, timeout=600)
-            rate, baseline_mib = result.unwrap()
-            rates[name].append(rate)
-            above_mib.setdefault(name, []).append(result.peak_mib - baseline_mib)
+            note(name, run(_drained_beside_tensorflow, pipeline, files, 10 if "packed" in name else 1, timeout=600))
+        for name, loader in loaders.items():
+            note(name, run(_drained, loader, files, 1, timeout=600))
     return rates, above_mib
+
+
+def _drained_beside_tensorflow(pipeline: Callable, files: ImageFiles, epochs: int) -> tuple[float, float]:
+    """Do as `_drained`, and count TensorFlow's memory as there before."""
+    import tensorflow as tf  # noqa: F401
+
+    return _drained(pipeline, files, epochs)
 
 
 def _drained(pipeline: Callable, files: ImageFiles, epochs: int) -> tuple[float, float]:
     """Return images/s after the first batch of all epochs, and the memory held before the pipeline was built."""
-    import tensorflow as tf  # noqa: F401  its memory is not the pipeline's
-
     pipeline = getattr(pipeline, "load", lambda: pipeline)()
     baseline_mib = settled_mib()
     batches = pipeline(files, image_size=_SIZE, batch_size=_BATCH_SIZE)
@@ -116,30 +125,12 @@ def _from_pack(packed: Packed, files: ImageFiles, *, image_size: tuple, batch_si
 
 
 def _pool_rate(decode: Callable, files: ImageFiles) -> float:
-    """Return images/s of a thread for each core that decodes and resizes, and does nothing else."""
-    cv2.setNumThreads(1)
-
-    def work(start: int) -> None:
-        out = np.empty((*_SIZE, 3), np.uint8)
-        for path in files.paths[start::_CORES]:
-            with open(path, "rb") as file:
-                cv2.resize(decode(file.read(), path), _SIZE[::-1], dst=out)
-
     decode(Path(files.paths[0]).read_bytes(), files.paths[0])  # it may import something
-    with ThreadPoolExecutor(_CORES) as pool:
-        started = time.perf_counter()
-        list(pool.map(work, range(_CORES)))
-        return len(files) / (time.perf_counter() - started)
+    return decode_rate(decode, files, _SIZE)
 
 
-def _decode_fully(data: bytes, path: str) -> np.ndarray:
-    return decode_image(data, path)
-
-
-def _decode_reduced(data: bytes, path: str) -> np.ndarray:
-    from helpers.pipelines.tf_data_fast import jpeg_size, reduction
-
-    return decode_image(data, path, reduce=reduction(jpeg_size(data), _SIZE))
+def _reduced_pool_rate(files: ImageFiles) -> float:
+    return _pool_rate(decode_reduced(_SIZE), files)
 
 
 def _decode_by_simplejpeg(data: bytes, path: str) -> np.ndarray:
@@ -147,28 +138,6 @@ def _decode_by_simplejpeg(data: bytes, path: str) -> np.ndarray:
 
     least = [int(0.9 * side) for side in _SIZE]  # as `reduction` allows
     return simplejpeg.decode_jpeg(data, "RGB", min_height=least[0], min_width=least[1])
-
-
-def _grain_rate(files: ImageFiles) -> float:
-    """Return images/s of Grain's threads with the decoding of `tf_data_fast`."""
-    import grain
-
-    _decode_reduced(Path(files.paths[0]).read_bytes(), files.paths[0])  # it imports something
-    cv2.setNumThreads(1)
-
-    def read(row: int) -> tuple[np.ndarray, np.int64]:
-        path = files.paths[row]
-        with open(path, "rb") as file:
-            image = _decode_reduced(file.read(), path)
-        return cv2.resize(image, _SIZE[::-1]), files.labels[row]
-
-    dataset = grain.MapDataset.range(len(files)).shuffle(seed=0).map(read)
-    threads = grain.ReadOptions(num_threads=_CORES, prefetch_buffer_size=2 * _BATCH_SIZE)
-    iterator = iter(dataset.to_iter_dataset(threads).batch(_BATCH_SIZE))
-    next(iterator)
-    started = time.perf_counter()
-    images = sum(len(labels) for _, labels in iterator)
-    return images / (time.perf_counter() - started)
 
 
 def _cache_rate(packed: Packed, files: ImageFiles) -> float:
@@ -205,8 +174,8 @@ def _print_rates(rates: dict, above_mib: dict) -> None:
     print()
     _bar("tf_data of the full-decode pool", rates, "tf_data", ["pool, full decode"], 0.88)
     _bar("tf_data_fast of the fastest pool", rates, "tf_data_fast", pools, 0.97)
-    if "Grain, reduced decode" in rates:
-        _bar("tf_data_fast of Grain", rates, "tf_data_fast", ["Grain, reduced decode"], 1.0)
+    if "grain" in rates:
+        _bar("tf_data_fast of Grain", rates, "tf_data_fast", ["grain"], 1.0)
     _bar("tf_data_packed of the full-decode pool", rates, "tf_data_packed", ["pool, full decode"], 25)
     _bar("the same with crop and flip", rates, "tf_data_packed, crop and flip", ["pool, full decode"], 15)
     for name in ("tf_data_fast", "tf_data_packed"):

@@ -40,7 +40,7 @@ from helpers.limits import Limits, find_limits
 from helpers.measure import Measurement, Trial
 from helpers.packed import default_packs_in
 from helpers.pipelines import PIPELINES
-from helpers.plots import memory_throughput_map
+from helpers.plots import scoreboard_by_pipeline
 from helpers.report import html_report
 
 __all__ = ["Settings", "list_images", "main"]
@@ -436,9 +436,8 @@ def _keep(outcome: Outcome, options: argparse.Namespace, settings: Settings, cal
     if options.reference and not outcome.interrupted:
         record = _RESULTS / scoreboard.local_path().name
         record.unlink(missing_ok=True)
-        ceiling = outcome.measurements[0].ceiling_images_per_s
         record.parent.mkdir(parents=True, exist_ok=True)
-        memory_throughput_map(outcome.measurements, ceiling_images_per_s=ceiling).savefig(record.with_suffix(".png"))
+        scoreboard_by_pipeline({record.stem: outcome.measurements}).savefig(record.with_suffix(".png"))
     for one in outcome.measurements:
         scoreboard.record(one, record)
     page = html_report(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -166,10 +167,14 @@ def _size_and_kind(path: str) -> tuple[int, str]:
 
 
 def _decoding(decode: Callable[[bytes, str], np.ndarray], image_size: tuple[int, int]) -> Callable:
+    own = threading.local()  # an array for each thread: no memory is asked for, no batch is made
+
     def work(path: str) -> tuple[int, int]:
         with open(path, "rb") as file:
             image = decode(file.read(), path)
-        cv2.resize(image, image_size[::-1])
+        if not hasattr(own, "out"):
+            own.out = np.empty((*image_size, 3), np.uint8)
+        cv2.resize(image, image_size[::-1], dst=own.out)
         return image.shape[:2]
 
     return work

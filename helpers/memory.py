@@ -49,7 +49,8 @@ class TreeMemory:
     Attributes
     ----------
     held_mib : float
-        Anonymous and shared-memory pages, in MiB: what the kernel cannot drop.
+        Anonymous and shared-memory pages, in MiB: what the kernel cannot drop. Shared memory that exists and that no
+        process has mapped at the moment, such as batches that wait in a queue of PyTorch's, is in nobody's figures.
     file_mib : float
         Pages of mapped files, in MiB: programs, libraries, memory-mapped data.
     rss_mib : float

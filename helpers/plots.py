@@ -41,6 +41,12 @@ STYLES = {
     "tf_data": ("#56B4E9", "P"),
     "tf_data_fast": ("#0072B2", "X"),
     "tf_data_packed": ("#009E73", "*"),
+    # Lesson 10's; told apart by their marks rather than by colour.
+    "torch": ("#7F3C8D", "p"),
+    "grain": ("#7A4A1E", "h"),
+    "spdl": ("#3D5A80", "<"),
+    "webdataset": ("#000000", ">"),
+    "dali": ("#6B6B6B", "H"),
 }
 _OTHER_STYLE = ("#000000", ".")
 _WAITING, _COMPUTING = "#D0D0D0", "#0072B2"
