@@ -154,7 +154,7 @@ def test_a_pipeline_that_fails_is_told_and_the_others_go_on(
     pipeline, outcome, image_folder, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setitem(PIPELINES, "threaded_generator", pipeline)
-    arguments = ["--pipelines", "threaded_generator,generator", *QUICK[2:], "--timeout", "4"]
+    arguments = ["--pipelines", "threaded_generator,generator", *QUICK[2:], "--timeout", "6"]
     assert benchmark.main([str(image_folder), *arguments]) == 1
     told = capsys.readouterr()
     assert outcome in told.err and outcome in told.out and outcome in pages(tmp_path)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 from conftest import draw_image, write_images
 from PIL import Image
@@ -164,7 +165,7 @@ def test_a_file_that_crashes_or_hangs_a_decoder_is_a_finding(tmp_path, monkeypat
     write_images(tmp_path, 12, class_names=("a",))
     monkeypatch.setattr(module, "_look_at_all", deadly_look_at_all)
     told = []
-    found = inspect_folder(tmp_path, min_per_class=1, on_progress=told.append, silence_s=3)
+    found = inspect_folder(tmp_path, min_per_class=1, on_progress=told.append, silence_s=6)
     assert [(one.path, one.kind) for one in found.findings] == [("a/0003.jpg", "deadly"), ("a/0006.jpg", "deadly")]
     assert sum(told) == 12
     assert found.classes == {"a": 10}
@@ -285,7 +286,8 @@ def test_ctrl_c(image_folder):
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    time.sleep(2.5)
+    while process.poll() is None and not psutil.Process(process.pid).children():
+        time.sleep(0.05)  # until it looks at the images
     os.killpg(process.pid, signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode in (0, 130)  # it may have been quick
