@@ -23,7 +23,8 @@ from helpers.images import printable
 from helpers.inspection import KINDS, Inspection, inspect_folder, put_back, quarantine
 
 _MOST_SHOWN = {"error": 10, "warning": 3, "note": 1}  # of each kind
-_ERRORS = tuple(kind for kind, (severity, _) in KINDS.items() if severity == "error")
+# Which of two labels is the right one, only the user knows: those files stay unless they are asked for.
+_UNUSABLE = tuple(kind for kind, (severity, _) in KINDS.items() if severity == "error" and kind != "two labels")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,12 +55,18 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--min-per-class", type=_count, default=10, metavar="N", help="fewer make a class a finding")
     parser.add_argument("--quarantine", type=Path, metavar="DIR", help="move what was found to this folder")
     parser.add_argument(
-        "--kinds", type=_kinds, default=_ERRORS, metavar="A,B", help="which findings to move; by default the errors"
+        "--kinds",
+        type=_kinds,
+        default=_UNUSABLE,
+        metavar="A,B",
+        help="which findings to move; by default what cannot be used",
     )
     parser.add_argument("--undo", type=Path, metavar="DIR", help="move everything in a quarantine back")
     options = parser.parse_args(arguments)
     if bool(options.folder) == bool(options.undo):
         parser.error("give FOLDER, or --undo DIR")
+    if options.quarantine and options.quarantine.resolve().is_relative_to(options.folder.resolve()):
+        parser.error("a quarantine inside FOLDER would be found again; give a folder outside it")
     return options
 
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import signal
 import sys
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +30,7 @@ from rich.console import Console
 from helpers import memory, scoreboard
 from helpers.accelerator import EmulatedAccelerator, KerasAccelerator, gpus
 from helpers.advice import Advice, advise
+from helpers.child import ChildError
 from helpers.images import (
     ImageFiles,
     course_images,
@@ -94,6 +97,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = _settings(options)
         with _workplace() as folder:
             outcome = run_benchmark(files, settings, folder, max_images=options.max_images, tell=_tell)
+    except ChildError as error:  # a file crashed a decoder, hung it, or filled the memory
+        found = printable(str(error).partition("\n")[0])
+        print(f"benchmark: looking at the images: {found}; check_images.py names the file", file=sys.stderr)
+        return 2
     except (ValueError, OSError) as error:
         print(f"benchmark: {printable(str(error))}", file=sys.stderr)
         return 2
@@ -103,7 +110,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         signal.signal(signal.SIGTERM, before)
     _show(outcome)
-    _keep(outcome, options, settings, call)
+    try:
+        _keep(outcome, options, settings, call)
+    except OSError as error:  # a full disk, or a folder that is not there
+        print(f"benchmark: not everything was written: {printable(str(error))}", file=sys.stderr)
+        return 2
     if outcome.interrupted:
         return 130
     return 1 if any(one.outcome not in ("finished", "out of memory") for one in outcome.measurements) else 0
@@ -447,7 +458,7 @@ def _keep(outcome: Outcome, options: argparse.Namespace, settings: Settings, cal
         name=options.folder.resolve().name if options.folder else "the course's images",
         all_images=outcome.all_images,
         budget_mib=outcome.budget_mib,
-        rounds=settings.repeats,
+        rounds=max(1, *(len(one.runs_images_per_s) for one in outcome.measurements)),
         code=_code(outcome.advice.pipeline, call, settings),
         interrupted=outcome.interrupted,
     )
@@ -482,7 +493,9 @@ def _record_path(options: argparse.Namespace, settings: Settings) -> Path:
     words += [f"{options.max_images} images"] if options.max_images else []
     words += ["budget"] if settings.budget_mib else []
     words += [settings.accelerator.label if settings.accelerator else "no accelerator"]
-    slug = re.sub(r"[^a-z0-9]+", "-", printable(" ".join(words)).lower()).strip("-")
+    slug = re.sub(r"[^a-z0-9]+", "-", printable(" ".join(words)).lower()).strip("-")[:120]
+    if options.folder is not None:  # two folders may have one name, or a name without a Latin letter
+        slug += f"-{zlib.crc32(os.fsencode(options.folder.resolve())):08x}"
     return local.with_name(f"{local.stem}--{slug}.jsonl")
 
 

@@ -17,6 +17,7 @@ from conftest import draw_image, write_images
 
 from helpers import benchmark, scoreboard
 from helpers.benchmark import list_images
+from helpers.child import run
 from helpers.pipelines import PIPELINES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -261,3 +262,25 @@ def test_reference_rows_are_made_anew(image_folder, tmp_path, monkeypatch, capsy
     rows = tmp_path / "reference" / scoreboard.local_path().name
     assert [one.name for one in scoreboard.load(rows)] == ["generator"]
     assert rows.with_suffix(".png").stat().st_size < 100_000
+
+
+# ---- what cannot be looked at, or written ----------------------------------------------------------------------------
+
+
+def test_a_look_that_dies_is_told_in_a_line(image_folder, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark, "find_limits", lambda *_: run(dies_at_once, timeout=60).unwrap())
+    assert benchmark.main([str(image_folder), *QUICK]) == 2
+    told = capsys.readouterr().err
+    assert "looking at the images: killed" in told and "Traceback" not in told
+
+
+def dies_at_once():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_cannot_be_written_is_told_after_the_figures(image_folder, tmp_path, capsys):
+    assert benchmark.main([str(image_folder), *QUICK, "--json", str(tmp_path / "nowhere" / "all.json")]) == 2
+    told = capsys.readouterr()
+    assert "Use generator" in told.out
+    assert "not everything was written" in told.err and "nowhere" in told.err
+    assert pages(tmp_path), "the page was"

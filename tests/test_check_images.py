@@ -273,7 +273,10 @@ def test_the_command(folder, small, tmp_path, capsys):
     assert script.main([str(tmp_path / "nowhere")]) == 2
 
 
-@pytest.mark.parametrize("arguments", [[], ["x", "--undo", "y"], ["x", "--kinds", "ugly"], ["x", "--max-pixels", "-1"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["x", "--undo", "y"], ["x", "--kinds", "ugly"], ["x", "--max-pixels", "-1"], ["x", "--quarantine", "x/y"]],
+)
 def test_arguments_that_make_no_sense(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         load_script().main(arguments)
@@ -292,3 +295,15 @@ def test_ctrl_c(image_folder):
     _, told = process.communicate(timeout=60)
     assert process.returncode in (0, 130)  # it may have been quick
     assert "Traceback" not in told
+
+
+def test_a_label_in_doubt_is_not_moved_unless_asked_for(tmp_path, capsys):
+    write_images(tmp_path / "set", 4, class_names=("a", "b"))
+    first, second = (tmp_path / "set" / name for name in ("a/0000.jpg", "b/0001.jpg"))
+    second.write_bytes(first.read_bytes())
+    arguments = [str(tmp_path / "set"), "--min-per-class", "1", "--quarantine", str(tmp_path / "away")]
+    assert load_script().main(arguments) == 1
+    assert "0 files moved" in capsys.readouterr().out
+    assert second.exists()
+    assert load_script().main([*arguments, "--kinds", "two labels"]) == 1
+    assert not second.exists() and first.exists()
