@@ -1,11 +1,12 @@
-# make course   set everything up, make the images, run the lessons, print the scoreboard
-# make lab      open the lessons in JupyterLab
-# make test     set everything up and test it, lessons included; AGAIN=1 also where nothing has changed
-# make check    the static part of the tests, in seconds
-# make fuzz     look for bytes, tables and folders that the readers do not survive; 15 minutes
-# make export   write helpers/pipelines/ and notebooks/exercises/ from the notebooks
-# make lock     write the requirements*.txt from the requirements*.in
-# make bench    print the figures that the helpers promise, side by side
+# make course      set everything up, make the images, run lessons 00 to 07, print the scoreboard; ALL=1: all lessons
+# make lab         open the lessons in JupyterLab
+# make test        set everything up and test it, the lessons included
+# make test-all    the same with every case of the long tests, which `make test` samples
+# make check       the static part of the tests, in seconds
+# make fuzz        look for bytes, tables and folders that the readers do not survive; 15 minutes
+# make export      write helpers/pipelines/ and notebooks/exercises/ from the notebooks
+# make lock        write the requirements*.txt from the requirements*.in
+# make bench       print the figures that the helpers promise, side by side
 # make gpu-bench   measure all pipelines beside ResNet-50 on this machine's GPU; MINUTES=25 at most, goes on where it was
 # make reference   measure all pipelines for results/, where lessons look for machines to compare with
 #
@@ -19,34 +20,32 @@ LESSONS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
 SOLUTIONS := $(sort $(wildcard notebooks/solutions/*.ipynb))
 
 # What nbval and the tests see: few images, and no trace in the reader's own results.
-TEST_ENV := COURSE_IMAGES=240 COURSE_RESULTS=$(CURDIR)/build/test-results COURSE_PACKED=$(CURDIR)/build/test-packed
+export_test_settings = export COURSE_IMAGES=240 COURSE_RESULTS="$$PWD/build/test-results" COURSE_PACKED="$$PWD/build/test-packed"
 
-.PHONY: course lab test run-tests check fuzz export lock bench gpu-bench reference clean
+.PHONY: course lab test test-all check fuzz export lock bench gpu-bench reference clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
 course: $(READER)
-	$(BIN)/python tools/run_course.py $(if $(AGAIN),--again)
+	@$(BIN)/course $(if $(ALL),--all) $(if $(AGAIN),--again)
 
 lab: $(READER)
 	$(BIN)/jupyter lab notebooks
 
 test: check
-	@$(if $(AGAIN),false,$(BIN)/python tools/tested.py) || $(MAKE) --no-print-directory run-tests
-
-run-tests:
 	rm -rf build/test-results build/test-packed
-	$(TEST_ENV) $(BIN)/python -m pytest tests -n 2 --dist loadfile --durations=10
-	$(TEST_ENV) $(BIN)/python -m pytest --nbval --nbval-cell-timeout=300 -n 2 --dist loadfile \
-	    --timeout=0 -p no:cacheprovider $(LESSONS) $(SOLUTIONS)
-	$(BIN)/python tools/tested.py --note
+	$(export_test_settings) && $(BIN)/python -m pytest tests $(PYTEST_OPTIONS)
+	$(export_test_settings) && $(BIN)/python -m pytest --nbval --nbval-cell-timeout=300 --timeout=0 $(PYTEST_OPTIONS) \
+	    $(LESSONS) $(SOLUTIONS)
+
+test-all:
+	$(MAKE) test TEST_ALL=1
 
 check: $(MAINTAINER)
 	$(BIN)/ruff check -q .
 	$(BIN)/ruff format -q --check --exclude '*.ipynb' .
 	$(BIN)/python tools/export.py --check
 	$(BIN)/python tools/check_notebooks.py
-	$(BIN)/python tools/survived.py --check
 
 fuzz: $(MAINTAINER)
 	FUZZ_EXAMPLES=$(or $(EXAMPLES),10000) $(BIN)/python -m pytest tests/test_fuzz.py -n 2 --timeout=0
@@ -70,10 +69,10 @@ reference: $(READER)
 clean:
 	rm -rf build $(VENV)
 
-$(READER): requirements.txt
+$(READER): requirements.txt pyproject.toml
 	@sh tools/set_up.sh "$(PYTHON)" $(VENV) requirements.txt
 	@touch $@
 
-$(MAINTAINER): requirements-dev.txt
+$(MAINTAINER): requirements-dev.txt pyproject.toml
 	@sh tools/set_up.sh "$(PYTHON)" $(VENV) requirements-dev.txt
 	@touch $@

@@ -407,18 +407,10 @@ SUBJECTS = {
 }
 
 
-def for_each(fault: str, count: str, but: str | None = None):
+def for_each(count: str, but: str | None = None):
     """Give the test each subject, and how many steps it disturbs at least."""
     cases = {name: getattr(tried, count) for name, tried in SUBJECTS.items() if name != but}
-    marks = [pytest.mark.survives(_row_of(name), fault, cases=number) for name, number in cases.items()]
-    return pytest.mark.parametrize(
-        ("name", "at_least"),
-        [pytest.param(*one, id=one[0], marks=mark) for one, mark in zip(cases.items(), marks, strict=True)],
-    )
-
-
-def _row_of(name: str) -> str:
-    return "quarantine, and undoing it" if "quarantine" in name or "undoing" in name else name
+    return pytest.mark.parametrize(("name", "at_least"), cases.items(), ids=list(cases))
 
 
 def disturbances(name: str, place, work: Path, kind: str, at_least: int) -> Iterator[tuple[int, Ending]]:
@@ -442,7 +434,7 @@ def disturbances(name: str, place, work: Path, kind: str, at_least: int) -> Iter
                     again = run(subject, work)
                     assert again.code in subject.done and not again.told, (step, again)
                 assert subject.outcome(work) == outcome, (step, ending)
-    assert done >= at_least, "fewer steps than the README says"
+    assert done >= at_least, "fewer steps than there were"
 
 
 def unnumbered(files: dict[str, str]) -> dict[str, str]:
@@ -450,20 +442,20 @@ def unnumbered(files: dict[str, str]) -> dict[str, str]:
     return {re.sub(r"[0-9a-f]{8}\.tmp$", "tmp", path): hash_ for path, hash_ in files.items()}
 
 
-@for_each("SIGKILL at any step on the disk, a file half written", "steps")
+@for_each("steps")
 def test_a_killed_command_finishes_the_next_time(name, at_least, place, tmp_path):
     for step, ending in disturbances(name, place, tmp_path / "work", "kill", at_least):
         by_worker = ending.code == 1 and "workers ended early" in ending.told[0]
         assert ending.code == -signal.SIGKILL or by_worker, (step, ending)
 
 
-@for_each("Ctrl-C at any step", "steps", but="making images")  # see test_make_images.py
+@for_each("steps", but="making images")  # see test_make_images.py
 def test_ctrl_c_is_one_line_and_status_130(name, at_least, place, tmp_path):
     for step, ending in disturbances(name, place, tmp_path / "work", "interrupt", at_least):
         assert ending.code == 130 and len(ending.told) == 1 and "stopped" in ending.told[0], (step, ending)
 
 
-@for_each("a disk that is full from any step on", "steps_for_room")
+@for_each("steps_for_room")
 def test_a_full_disk_is_one_line_and_no_half_file(name, at_least, place, tmp_path):
     check_full_disk(name, place, tmp_path / "work", "full", at_least)
 
@@ -484,7 +476,6 @@ def check_full_disk(name, place, work, kind, at_least):
         assert not left, (step, left)
 
 
-@pytest.mark.survives("quarantine, and undoing it", "SIGKILL at any step, then --undo", cases=13)
 @pytest.mark.parametrize("to_another_disk", [False, True])
 def test_a_killed_quarantine_can_be_undone(to_another_disk, tmp_path):
     moving, undoing, work = Moving(to_another_disk), Undoing(to_another_disk), tmp_path / "work"
@@ -498,7 +489,6 @@ def test_a_killed_quarantine_can_be_undone(to_another_disk, tmp_path):
             assert tree(work / "set") == before, step
 
 
-@pytest.mark.survives("scoreboard", "a row that finds no room, and leaves the file as it was", cases=3)
 @pytest.mark.parametrize("kind", ["full", "full for a moment"])
 def test_a_row_that_is_refused_leaves_nothing(kind, tmp_path):
     recording, file = Recording(), tmp_path / "work" / "machine.jsonl"
@@ -516,7 +506,6 @@ def test_a_row_that_is_refused_leaves_nothing(kind, tmp_path):
 # ---- other ways to go wrong ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.survives("checking", "SIGKILL of the process that decodes, of the one that watches it, of the command")
 @pytest.mark.parametrize("victim", ["worker", "supervisor", "command"])
 def test_check_images_when_one_of_its_processes_is_killed(victim, tmp_path):
     work = tmp_path / "work"
@@ -541,7 +530,6 @@ def is_running(pid: int) -> bool:
         return False
 
 
-@pytest.mark.survives("making images", "SIGKILL of the command, or of it and a worker")
 @pytest.mark.parametrize("kind", ["kill command", "kill both"])
 def test_make_images_killed_while_a_worker_writes(kind, tmp_path):
     making, work = Making(), tmp_path / "work"
@@ -553,7 +541,6 @@ def test_make_images_killed_while_a_worker_writes(kind, tmp_path):
         assert making.outcome(work) == outcome
 
 
-@pytest.mark.survives("quarantine, and undoing it", "another run at the same time, refused in a line")
 def test_two_quarantines_at_once(tmp_path, capsys):
     a_set(tmp_path / "set")
     before = tree(tmp_path / "set")
@@ -566,7 +553,6 @@ def test_two_quarantines_at_once(tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.survives("quarantine, and undoing it", "a file that is gone before it is moved")
 def test_a_file_that_another_run_has_moved_is_left_out(tmp_path):
     a_set(tmp_path / "set")
     found = broken(tmp_path / "set")
@@ -575,7 +561,6 @@ def test_a_file_that_another_run_has_moved_is_left_out(tmp_path):
     assert put_back(tmp_path / "away") == (2, [])
 
 
-@pytest.mark.survives("packing", "a disk that is really full, in the middle of any file", cases=9)
 @pytest.mark.parametrize("kind", ["raw", "jpeg"])
 def test_packing_to_a_disk_that_is_really_full(kind, place, on_a_small_disk, tmp_path):
     steps = f"""
@@ -611,7 +596,6 @@ print("faults", list(packed.Packed(disk + "/pack").faults()))
 MAY_READ_THE_CLOCK = {("helpers/measure.py", "datetime.datetime.now"), ("data_scripts/make_images.py", "time.time")}
 
 
-@pytest.mark.survives("measuring", "a search of the sources for the clock of the day")
 def test_nothing_is_measured_by_a_clock_that_may_be_set():
     found = set()
     for path in [*(ROOT / "helpers").rglob("*.py"), *(ROOT / "data_scripts").glob("*.py")]:
@@ -652,7 +636,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.survives("measuring", "a clock that goes back an hour each time it is read")
 def test_a_clock_that_jumps_spoils_no_figure(place, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(JUMPING)
     (tmp_path / "measuring.py").write_text(MEASURING)

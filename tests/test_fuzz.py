@@ -50,11 +50,6 @@ def settings_for(examples: int) -> settings:
     )
 
 
-def fuzzed(subject: str, fault: str, examples: int):
-    """Mark a test that hypothesis gives so many examples."""
-    return lambda test: pytest.mark.survives(subject, fault, cases=examples)(settings_for(examples)(test))
-
-
 # ---- damage ----------------------------------------------------------------------------------------------------------
 
 JSON = st.recursive(
@@ -154,14 +149,14 @@ def read_pack(contents: dict[str, bytes], right: tuple) -> None:
 NAMES = ["index.json", "labels.npy", "names.json", "shard-00000.raw", "shard-00002.raw"]
 
 
-@fuzzed("packed files", "random damage to any of them", 150)
+@settings_for(150)
 @given(st.sampled_from(NAMES), damages())
 def test_a_damaged_pack(whole, name, damage):
     contents, right = whole
     read_pack({**contents, name: damage(contents[name])}, right)
 
 
-@fuzzed("packed files", "an index with other values than were written", 150)
+@settings_for(150)
 @given(replacements())
 @example(lambda index: {**index, "shards": []})
 @example(lambda index: {**index, "image_size": [5, 4]})  # as many bytes, other pictures
@@ -173,7 +168,7 @@ def test_an_index_with_other_values(whole, replace):
     read_pack({**contents, "index.json": json.dumps(index).encode()}, right)
 
 
-@fuzzed("packed files", "a file that is none", 50)
+@settings_for(50)
 @given(st.sampled_from(NAMES), st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
 @example("labels.npy", b"")
 @example("labels.npy", b"\0")
@@ -209,7 +204,7 @@ def lines(draw):
     return draw(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode(errors="surrogatepass")))
 
 
-@fuzzed("scoreboard", "random lines among good ones", 150)
+@settings_for(150)
 @given(st.lists(lines(), max_size=4))
 @example([line_with(images_per_s=10**400)])  # no float is as large
 @example([line_with(machine={"memory_mib": 10**400, "cores": 10**400})])
@@ -291,7 +286,7 @@ def a_tree(entries):
         shutil.rmtree(folder)
 
 
-@fuzzed("folders", "random trees: names of any bytes, links in circles, to nothing, to the class beside", 150)
+@settings_for(150)
 @given(st.lists(ENTRIES, max_size=8))
 @example([([], "a", ".jpg", "link to itself")])
 def test_any_tree(entries):
@@ -313,7 +308,7 @@ def test_any_tree(entries):
 TABLES = st.lists(st.lists(STEMS | st.sampled_from(["a.jpg", "b.jpg", "a", "label", ""]), max_size=3), max_size=5)
 
 
-@fuzzed("folders", "random tables of labels", 150)
+@settings_for(150)
 @given(
     TABLES.map(lambda rows: "\n".join(",".join(row) for row in rows).encode(errors="surrogateescape"))
     | st.binary(max_size=80)
@@ -378,14 +373,12 @@ def decode_damaged(examples, last: str, path: str) -> None:
     report("done")
 
 
-@pytest.mark.survives("images", "random damage to JPEG, PNG, WebP and BMP, in a process that is watched", cases=400)
 def test_damaged_images_end_no_process(tmp_path):
     last = tmp_path / "last"
     result = run(decode_damaged, settings_for(400), str(last), "odd/name.jpg", timeout=max(120, EXAMPLES))
     assert result.outcome == "finished", f"{result.outcome}: {result.error}; the file was {last.read_bytes()!r}"
 
 
-@pytest.mark.survives("images", "a JPEG cut at every byte")
 @pytest.mark.parametrize("kind", ["baseline", "progressive", "restarts", "cmyk", "gray"])
 def test_a_jpeg_cut_anywhere_is_refused(kind):
     data = ENCODED[kind]

@@ -71,7 +71,6 @@ def named(path, text):
     return any(form in text for form in (path, printable(path), repr(path)[1:-1], repr(os.fsencode(path))[2:-1]))
 
 
-@pytest.mark.survives("pipelines", "435 hostile files: each delivered right, or skipped and named", cases=435)
 @pytest.mark.parametrize("name", PIPELINES)
 def test_skipped_and_named_or_delivered_right(name, hostile, tmp_path):
     files, kinds = hostile
@@ -93,7 +92,6 @@ def test_skipped_and_named_or_delivered_right(name, hostile, tmp_path):
             assert difference <= TOLERANCE.get(name, 0.0), (printable(path), difference)
 
 
-@pytest.mark.survives("pipelines", "one hostile file at a time: an error that names it", cases=18)
 @pytest.mark.parametrize("name", PIPELINES)
 def test_named_in_the_error(name, hostile, tmp_path):
     files, kinds = hostile
@@ -118,7 +116,6 @@ def errors_of(name, files, packs):
     return texts
 
 
-@pytest.mark.survives("pipelines", "files that vanish, or become empty, shorter or a folder, in mid-epoch", cases=320)
 @pytest.mark.parametrize("name", [name for name in PIPELINES if name not in ("load_everything", "tf_data_packed")])
 def test_files_that_vanish_or_change_while_they_are_read(name, tmp_path):
     outcome = run(epoch_among_vandals, name, tmp_path, timeout=LONGEST_S, memory_budget=MEMORY_MIB)
@@ -161,7 +158,6 @@ def vandalise(path, how):
         os.replace(path.with_suffix(".new"), path)
 
 
-@pytest.mark.survives("pipelines", "a share that is gone: nothing to read at all", cases=20)
 @pytest.mark.parametrize("name", PIPELINES)
 def test_nothing_to_read_is_an_error_or_an_empty_epoch(name, tmp_path):
     nowhere = numbered([os.fspath(tmp_path / f"{number}.jpg") for number in range(20)])
@@ -223,7 +219,6 @@ def trained(files):
     return losses
 
 
-@pytest.mark.survives("checking", "435 hostile files: each broken one found, no sound one accused", cases=435)
 def test_check_images_finds_each_of_them(hostile):
     files, kinds = hostile
     found = inspect_folder(os.path.commonpath(files.paths))

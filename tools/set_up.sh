@@ -3,19 +3,30 @@
 #   sh tools/set_up.sh PYTHON VENV LOCK      PYTHON may be empty: the first of 3.11 to 3.13 that runs is taken
 set -eu
 python=$1 venv=$2 lock=$3
+needed_gb=4 # 3 for the environment, 1 while packages are unpacked
 supported='import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
 
+fail() {
+    echo "$*" >&2
+    exit 1
+}
+
+[ -w . ] || fail "Nothing can be written in $(pwd): clone the course into a folder of your own, and run make there."
+if [ ! -e "$venv" ]; then
+    free_kb=$(df -Pk . | awk 'NR == 2 { print $4 }')
+    [ "$free_kb" -ge $((needed_gb * 1000000)) ] ||
+        fail "The disk of $(pwd) has $((free_kb / 1000)) MB free; the set-up and the course need $needed_gb GB."
+fi
 if [ ! -x "$venv/bin/pip" ]; then
-    for candidate in ${python:-python3.11 python3.12 python3.13 python3}; do
+    if [ -n "$python" ]; then set -- "$python"; else set -- python3.11 python3.12 python3.13 python3; fi
+    for candidate; do
         if "$candidate" -c "$supported" >/dev/null 2>&1; then found=$candidate; break; fi
     done
-    if [ -z "${found:-}" ]; then
-        echo "No Python 3.11, 3.12 or 3.13 with venv found (tried: ${python:-python3.11 python3.12 python3.13 python3})." >&2
-        echo "Install one (Debian, Ubuntu: apt install python3-venv), or name it: make course PYTHON=/path/to/python3.12" >&2
-        exit 1
-    fi
+    [ -n "${found:-}" ] || fail \
+        "No Python 3.11, 3.12 or 3.13 with venv found (tried: $*)." \
+        "Install one (Debian, Ubuntu: apt install python3-venv), or name it: make course PYTHON=/path/to/python3.12"
     echo "Making $venv with $("$found" --version)"
     "$found" -m venv "$venv"
 fi
-echo "Installing $lock (the first time: about 400 MB to fetch, 2 GB on disk, one to five minutes)"
-"$venv/bin/pip" install --quiet --disable-pip-version-check -r "$lock"
+echo "Installing $lock (the first time: about 700 MB to fetch, 3 GB on disk, one to five minutes)"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$lock"

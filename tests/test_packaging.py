@@ -1,0 +1,86 @@
+"""The package that others install has all its files, and declares all that it imports."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import PathDistribution, packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+OPTIONAL = {  # what is imported only where the reader has it
+    "kaggle": "Kaggle's own client, for State Farm",
+    "jax": "the accelerator, where Keras runs on it",
+    "torch": "the accelerator, where Keras runs on it",
+    "webdataset": "lesson 10",
+    "grain": "lesson 10",
+    "spdl": "lesson 10",
+    "nvidia": "lesson 10: DALI",
+}
+
+
+def imported_by(path):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.partition(".")[0]
+
+
+def declared():
+    lines = (ROOT / "requirements.in").read_text().splitlines()
+    return {line.split("~")[0].split(";")[0].strip() for line in lines if line and not line.startswith("#")}
+
+
+def test_everything_imported_is_declared():
+    files = [*ROOT.glob("helpers/**/*.py"), *ROOT.glob("data_scripts/*.py"), *ROOT.glob("deploy/*.py")]
+    own = {"helpers", *(path.stem for path in files)}
+    names = {name for path in files for name in imported_by(path)} - own - set(sys.stdlib_module_names) - set(OPTIONAL)
+    distributions = packages_distributions()
+    undeclared = {name for name in names if not {one.lower() for one in distributions[name]} & declared()}
+    assert len(names) > 10 and not undeclared
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    for name in ("pyproject.toml", "requirements.in", "LICENSE", "helpers"):
+        command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", name]
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
+        for file in filter(None, listed.split("\0")):
+            if (ROOT / file).exists():
+                (source / file).parent.mkdir(parents=True, exist_ok=True)
+                (source / file).write_bytes((ROOT / file).read_bytes())
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "--wheel-dir", folder, source], check=True, timeout=120, cwd=folder)
+    return next(folder.glob("*.whl"))
+
+
+def test_the_wheel_imports_and_has_all_its_files(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(tmp_path)
+    info = PathDistribution(next(tmp_path.glob("*.dist-info")))
+    assert {line.split("~")[0].split(";")[0].strip() for line in info.requires} == declared()
+    assert [(entry.name, entry.value) for entry in info.entry_points] == [("course", "helpers.course:main")]
+    tracked = subprocess.run(["git", "ls-files", "helpers"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    missing = [name for name in tracked if (ROOT / name).exists() and not (tmp_path / name).exists()]
+    assert len(tracked) > 20 and not missing
+    code = f"""
+import sys, pkgutil, importlib
+sys.path.insert(0, {str(tmp_path)!r})
+import helpers, helpers.pipelines
+assert helpers.__file__.startswith({str(tmp_path)!r}), helpers.__file__
+for pipeline in helpers.pipelines.PIPELINES.values():
+    pipeline.load()
+for module in pkgutil.iter_modules(helpers.__path__, "helpers."):
+    importlib.import_module(module.name)
+from helpers.course import main
+sys.exit(main([]))
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert run.returncode == 2 and "no lessons there" in run.stderr, run.stderr
