@@ -19,6 +19,9 @@ MAINTAINER := $(VENV)/installed-requirements-dev
 LESSONS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
 SOLUTIONS := $(sort $(wildcard notebooks/solutions/*.ipynb))
 
+PYTEST_OPTIONS := -n 2 --durations=10 -p no:cacheprovider
+export TEST_ALL
+
 # What nbval and the tests see: few images, and no trace in the reader's own results.
 export_test_settings = export COURSE_IMAGES=240 COURSE_RESULTS="$$PWD/build/test-results" COURSE_PACKED="$$PWD/build/test-packed"
 

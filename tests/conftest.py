@@ -1,5 +1,6 @@
-"""What several tests share: small folders of images, made here, that a program can tell apart."""
+"""What several tests share: small folders of images that a program can tell apart, and what `make test` leaves out."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,17 @@ import numpy as np
 import pytest
 
 from helpers.images import find_images
+
+TEST_ALL = bool(os.environ.get("TEST_ALL"))  # `make test-all`: every case of tests that `make test` samples
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out the tests marked `slow`, but not in `make test-all`."""
+    if not TEST_ALL:
+        left_out = [item for item in items if "slow" in item.keywords]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if "slow" not in item.keywords]
+
 
 CLASS_NAMES = ("ball", "bell", "bird", "boat", "book", "boot", "bowl", "brush", "bulb", "bus")
 SIZES = ((120, 160), (160, 120), (107, 160), (128, 128))  # height, width

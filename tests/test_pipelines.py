@@ -32,6 +32,7 @@ def packs_leave_no_trace(monkeypatch):
         yield
 
 
+@pytest.mark.slow  # each lesson checks its own pipeline, and nbval its verdict
 @pytest.mark.parametrize(("name", "settings"), CASES, ids=lambda part: str(part))
 @pytest.mark.timeout(900)
 def test_the_promises(name, settings):
