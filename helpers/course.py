@@ -87,7 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run_all(lessons, options.again)
     except LockTimeout:
         message = "the course is already running in this folder; wait for it or stop it"
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    except ValueError as error:
         message = str(error)
     except subprocess.CalledProcessError as error:  # make_images.py has said why
         return error.returncode

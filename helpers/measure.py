@@ -310,7 +310,7 @@ def measure(
     name: str | None = None,
     image_size: tuple[int, int] = (224, 224),
     batch_size: int = 32,
-    growth: bool = True,
+    growth: bool | None = None,
     timeout: float | None = None,
 ) -> Measurement:
     """Measure one pipeline; each run in a fresh child process, whatever happens to it.
@@ -331,8 +331,9 @@ def measure(
         Runs of each kind, alternating; medians are reported, and the spread.
     name : str, optional
         By default the pipeline's name.
-    growth : bool
-        Whether to measure how memory grows with files and epochs, in one more run.
+    growth : bool, optional
+        Whether to measure how memory grows with files and epochs, in one more run; by default with 1,000 files or
+        more, since fewer need further runs and still say little.
     timeout : float, optional
         In seconds, for each run.
 
@@ -363,6 +364,8 @@ def measure(
     for _ in range(repeats):
         if not trial.run():
             break
+    if growth is None:
+        growth = len(files) >= _MANY_FILES
     if growth:
         trial.run_growth()
     return trial.measurement()

@@ -99,7 +99,10 @@ def train_a_little():
     step(*resident_batch(6, (32, 48), 3, 4))
     step(*to_device(*resident_batch(2, (32, 48), 3, 4), accelerator))
     after = [np.array(weight) for weight in model.trainable_weights]
+    KerasAccelerator(build, precision="mixed_bfloat16", jit_compile=False).prepare((32, 48), 3, 4, [2])
     return {
+        "precision": (model.layers[1].compute_dtype, built[1].layers[1].compute_dtype),
+        "precision afterwards": keras.config.dtype_policy().name,
         "learned": any((b != a).any() for b, a in zip(before, after, strict=True)),
         "output": tuple(model(np.zeros((2, 32, 48, 3), np.uint8)).shape),
         "input": (keras.backend.standardize_dtype(model.inputs[0].dtype), tuple(model.inputs[0].shape)),
@@ -114,6 +117,8 @@ def test_keras_trains_on_batches_of_both_sizes(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
     found = run(train_a_little, timeout=120).unwrap()
     assert found["learned"]
+    assert found["precision"] == ("float32", "bfloat16")
+    assert found["precision afterwards"] == "float32"
     assert found["output"] == (2, 4)
     assert found["input"] == ("uint8", (None, 32, 48, 3))
     assert found["device"] == "cpu:0"
@@ -140,6 +145,7 @@ def train_mixed():
     return probabilities, str(outer.layers[1].compute_dtype), built[0].output.dtype, keras.config.dtype_policy().name
 
 
+@pytest.mark.slow  # it takes 20 s; the test above sees the policy set and reset
 def test_mixed_precision_computes_in_bfloat16_and_ends_in_float32():
     probabilities, inner, output, afterwards = run(train_mixed, timeout=120).unwrap()
     assert (inner, output, afterwards) == ("bfloat16", "float32", "float32")
@@ -153,6 +159,7 @@ def count_weights():
     return {name: build((224, 224), 3, 1000).count_params() for name, build in MODELS.items() if name != "small_cnn"}
 
 
+@pytest.mark.slow  # a change would be a change in Keras
 def test_the_models_are_those_of_the_papers():
     assert run(count_weights, timeout=120).unwrap() == {
         "resnet50": 25_636_712,
@@ -356,8 +363,10 @@ def test_a_measurement_without_a_gpu_says_none_and_not_zero(nvml):
 # ---- imports ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("module", ["helpers", "helpers.pipelines", "helpers.measure", "helpers.contract"])
-def test_importing_helpers_imports_no_framework(module):
-    program = f"import sys, {module}; print(sorted({{'tensorflow', 'keras', 'jax', 'torch'}} & set(sys.modules)))"
+def test_importing_helpers_imports_no_framework():
+    program = """
+import sys, helpers, helpers.contract, helpers.measure, helpers.pipelines
+print(sorted({"tensorflow", "keras", "jax", "torch"} & set(sys.modules)))
+"""
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

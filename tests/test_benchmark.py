@@ -18,16 +18,24 @@ from conftest import draw_image, write_images
 from helpers import benchmark, scoreboard
 from helpers.benchmark import list_images
 from helpers.child import run
+from helpers.limits import Limits
 from helpers.pipelines import PIPELINES
 
 ROOT = Path(__file__).resolve().parents[1]
-QUICK = ["--pipelines", "generator", "--repeats", "1", "--image-size", "32", "--accelerator", "emulated:5000"]
+QUICK = ["--pipelines", "generator", "--repeats", "1", "--image-size", "32", "--accelerator", "none"]
+SEEN = Limits(40, (), {"JPEG": 40}, (120, 160), 5e3, 1e4, 1e3, 2e3, 2)
 
 
 @pytest.fixture(autouse=True)
 def own_places(tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_RESULTS", str(tmp_path / "results"))
     monkeypatch.setattr(benchmark, "_DATA", tmp_path / "data")
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """Spare the look at the images, for which a process imports TensorFlow."""
+    monkeypatch.setattr(benchmark, "find_limits", lambda *_: SEEN)
 
 
 def pages(tmp_path: Path) -> str:
@@ -69,7 +77,7 @@ def test_class_folders_with_broken_files(own_folder, tmp_path, capsys):
         assert forbidden not in page.replace("http://www.w3.org/", ""), "the page needs no network"
 
 
-def test_a_flat_folder_with_a_table_of_labels(tmp_path, capsys):
+def test_a_flat_folder_with_a_table_of_labels(seen, tmp_path, capsys):
     flat = tmp_path / "flat"
     flat.mkdir()
     for number in range(10):
@@ -80,7 +88,7 @@ def test_a_flat_folder_with_a_table_of_labels(tmp_path, capsys):
         files, call = list_images(flat)
     assert (len(files), files.class_names) == (9, ("a", "b"))
     assert call == f"find_labelled_images({str(flat)!r}, {str(flat / 'labels.csv')!r})"
-    assert benchmark.main([str(flat), *QUICK]) == 0
+    assert benchmark.main([str(flat), *QUICK, "--accelerator", "emulated:5000"]) == 0
     assert "1 files are in no line" in capsys.readouterr().err
     assert "find_labelled_images" in pages(tmp_path)
 
@@ -93,7 +101,7 @@ def test_images_of_one_folder_and_a_table_beside_it(tmp_path):
     assert list_images(tmp_path / "set")[0].class_names == ("train",), "two tables: which one, only the user knows"
 
 
-def test_one_class_of_ten_images_and_larger_batches(tmp_path, capsys):
+def test_one_class_of_ten_images_and_larger_batches(seen, tmp_path, capsys):
     write_images(tmp_path / "ten", 10, class_names=("only",))
     assert benchmark.main([str(tmp_path / "ten"), *QUICK, "--batch-size", "64"]) == 0
     assert "generator" in capsys.readouterr().out
@@ -152,10 +160,10 @@ def dies(files, **settings):
 
 @pytest.mark.parametrize("pipeline, outcome", [(raises, "raised"), (hangs, "hung"), (dies, "killed")])
 def test_a_pipeline_that_fails_is_told_and_the_others_go_on(
-    pipeline, outcome, image_folder, tmp_path, monkeypatch, capsys
+    pipeline, outcome, seen, image_folder, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setitem(PIPELINES, "threaded_generator", pipeline)
-    arguments = ["--pipelines", "threaded_generator,generator", *QUICK[2:], "--timeout", "6"]
+    arguments = ["--pipelines", "threaded_generator,generator", *QUICK[2:], "--timeout", "4"]
     assert benchmark.main([str(image_folder), *arguments]) == 1
     told = capsys.readouterr()
     assert outcome in told.err and outcome in told.out and outcome in pages(tmp_path)
@@ -164,7 +172,7 @@ def test_a_pipeline_that_fails_is_told_and_the_others_go_on(
         assert "no such &lt;luck&gt;" in pages(tmp_path)
 
 
-def test_out_of_memory_is_a_result(image_folder, tmp_path, capsys):
+def test_out_of_memory_is_a_result(seen, image_folder, tmp_path, capsys):
     arguments = ["--pipelines", "load_everything,generator", "--repeats", "1", "--accelerator", "none"]
     size = ["--image-size", "1800", "--batch-size", "2", "--memory-budget", "300"]
     assert benchmark.main([str(image_folder), *arguments, *size]) == 0
@@ -174,7 +182,7 @@ def test_out_of_memory_is_a_result(image_folder, tmp_path, capsys):
     assert "out of memory" in pages(tmp_path)
 
 
-def test_a_budget_below_what_is_imported_is_told(image_folder, capsys):
+def test_a_budget_below_what_is_imported_is_told(seen, image_folder, capsys):
     arguments = ["--pipelines", "tf_data", "--repeats", "1", "--memory-budget", "60", "--accelerator", "none"]
     assert benchmark.main([str(image_folder), *arguments]) == 0
     told = capsys.readouterr()
@@ -182,7 +190,7 @@ def test_a_budget_below_what_is_imported_is_told(image_folder, capsys):
     assert "No pipeline can be recommended" in told.out
 
 
-def test_each_round_packs_anew_and_nothing_stays(image_folder, tmp_path, capsys, monkeypatch):
+def test_each_round_packs_anew_and_nothing_stays(seen, image_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COURSE_PACKED", str(tmp_path / "the user's"))
     leftover = tmp_path / "data" / "benchmark" / "round-7" / "x"
     leftover.mkdir(parents=True)
@@ -199,10 +207,12 @@ def test_each_round_packs_anew_and_nothing_stays(image_folder, tmp_path, capsys,
 
 # ---- interruptions ---------------------------------------------------------------------------------------------------
 
-PROGRAM = """
+PROGRAM = f"""
 import sys
 from pathlib import Path
 from helpers import benchmark
+from helpers.limits import Limits
+benchmark.find_limits = lambda *_: {SEEN}
 benchmark._DATA = Path(sys.argv.pop(1))
 sys.exit(benchmark.main(sys.argv[1:]))
 """
@@ -255,7 +265,7 @@ def test_two_at_once_are_refused(image_folder, tmp_path):
 # ---- reference -------------------------------------------------------------------------------------------------------
 
 
-def test_reference_rows_are_made_anew(image_folder, tmp_path, monkeypatch, capsys):
+def test_reference_rows_are_made_anew(seen, image_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "_RESULTS", tmp_path / "reference")
     for _ in range(2):
         assert benchmark.main([str(image_folder), *QUICK, "--reference"]) == 0
@@ -278,7 +288,7 @@ def dies_at_once():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_what_cannot_be_written_is_told_after_the_figures(image_folder, tmp_path, capsys):
+def test_what_cannot_be_written_is_told_after_the_figures(seen, image_folder, tmp_path, capsys):
     assert benchmark.main([str(image_folder), *QUICK, "--json", str(tmp_path / "nowhere" / "all.json")]) == 2
     told = capsys.readouterr()
     assert "Use generator" in told.out

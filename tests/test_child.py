@@ -18,6 +18,7 @@ import cloudpickle
 import numpy as np
 import psutil
 import pytest
+from conftest import TEST_ALL
 
 from helpers import child
 from helpers._worker import _is_out_of_memory
@@ -239,12 +240,12 @@ def test_value_that_cannot_be_read():
 
 
 def test_large_value_and_argument_need_no_second_copy():
-    large = np.arange(25_000_000.0)  # 191 MiB
+    large = np.arange(12_500_000.0)  # 95 MiB
 
     def echo(array):
         return array
 
-    result = run(echo, large, memory_budget=BUDGET_MIB, timeout=60)
+    result = run(echo, large, memory_budget=160, timeout=60)
     assert result.outcome == "finished", result.error
     assert np.array_equal(result.value, large)
 
@@ -276,12 +277,8 @@ def _stop_itself():
 def test_hung(function, mark):
     result = run(function, timeout=1)
     assert result.outcome == "hung" and result.error == "no end after 1 s"
+    assert function is not _sleep or "in _sleep" in result.traceback  # the others do not hear the signal that asks
     assert not marked(mark)
-
-
-@posix_only
-def test_hung_shows_where():
-    assert "in _sleep" in run(_sleep, timeout=1).traceback
 
 
 @posix_only
@@ -696,7 +693,7 @@ def test_run_in_run(mark):
         return run(time.sleep, seconds, timeout=100).outcome
 
     assert run(outer, 0, timeout=60).value == "finished"
-    assert run(outer, 600, timeout=3).outcome == "hung"
+    assert run(outer, 600, timeout=2).outcome == "hung"
     assert not marked(mark)
 
 
@@ -708,14 +705,14 @@ def test_many_at_once_from_threads(mark):
 
 
 @pytest.mark.filterwarnings("error")
-def test_hundred_runs_leave_nothing(mark, tmp_path, monkeypatch):
+def test_many_runs_leave_nothing(mark, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     this = psutil.Process()
     count_files = this.num_fds if os.name == "posix" else this.num_handles
     run(int)
     gc.collect()
     before = count_files(), threading.active_count(), len(this.children())
-    for i in range(100):
+    for i in range(100 if TEST_ALL else 20):
         assert run(lambda i=i: i).value == i
     gc.collect()
     assert (count_files(), threading.active_count(), len(this.children())) == before

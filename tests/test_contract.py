@@ -13,6 +13,7 @@ import types
 import cloudpickle
 import numpy as np
 import pytest
+from conftest import TEST_ALL
 
 from helpers import contract
 from helpers.child import run
@@ -398,10 +399,15 @@ def test_a_good_pipeline_keeps_all_promises(files):
     assert str(report).splitlines()[0].endswith("7 of 7 promises kept")
 
 
+def hasty(function, *given):
+    """Runs in the child: what is left behind here stays, so there is no point in waiting for its end."""
+    contract._SETTLE_S = 0.3
+    return function(*given)
+
+
 @pytest.mark.parametrize(
     ("pipeline", "broken", "found"),
     [
-        (BreaksThree, (1, 2, 4), "first epoch: 6 of 30 missing, 0 too many"),
         (DependsOnTheProcess, (3,), "the same seed gave another order in another process"),
         (LeavesAThread, (5,), "threads more after 6 early stops"),
         (LeavesAProcess, (5,), "processes still run"),
@@ -409,12 +415,14 @@ def test_a_good_pipeline_keeps_all_promises(files):
         (KeepsAllImages, (6,), "MiB per 1,000 files"),
         (KeepsImagesByName, (6,), "MiB per 1,000 files"),
         (KeepsEachEpoch, (6,), "MiB per epoch of 30 files"),
-        (GivesGreyForTruncatedFiles, (7,), "truncated: delivered as if it were whole"),
         (KillsItself, ALL, "killed: died by SIGKILL"),
     ],
     ids=ids,
 )
-def test_a_broken_promise_is_found_and_no_other(files, pipeline, broken, found):
+def test_a_broken_promise_is_found_and_no_other(files, pipeline, broken, found, monkeypatch):
+    monkeypatch.setattr(contract, "run", lambda function, *given, timeout: run(hasty, function, *given, timeout=timeout))
+    if not TEST_ALL:
+        monkeypatch.setattr(contract, "_MORE_LOOKS", 1)
     assert_broken(check_pipeline(pipeline, files), pipeline, broken, found)
 
 
@@ -426,7 +434,7 @@ def test_a_pipeline_that_hangs_is_left_alone_after_one_timeout(files, monkeypatc
         return run(function, *arguments, **limits)
 
     monkeypatch.setattr(contract, "run", counting)
-    assert_broken(check_pipeline(Hangs, files, timeout=3), Hangs, ALL, "hung: no end after 3 s")
+    assert_broken(check_pipeline(Hangs, files, timeout=1), Hangs, ALL, "hung: no end after 1 s")
     assert len(started) == 1
 
 
@@ -473,6 +481,7 @@ def test_a_good_pipeline_keeps_all_promises_here_too(files, in_this_process, pip
 @pytest.mark.parametrize(
     ("pipeline", "broken", "found"),
     [
+        (BreaksThree, (1, 2, 4), "first epoch: 6 of 30 missing, 0 too many"),
         (DropsTheLastBatch, (1,), "first epoch: 6 of 30 missing, 0 too many"),
         (GivesOneFileTwice, (1,), "first epoch: 1 of 30 missing, 1 too many"),
         (GivesLabelsInAnotherOrder, (2,), "of 30 with another label"),

@@ -94,12 +94,6 @@ def test_an_unfilled_sheet_fails_every_test(solution):
     assert unfilled_faults(solution, SHEETS) == []
 
 
-@pytest.mark.timeout(RUN_TIMEOUT_S)
-@pytest.mark.parametrize("solution", SOLUTIONS, ids=lambda path: path.stem)
-def test_a_solution_runs_without_error(solution):
-    assert solution_faults(solution, SHEETS) == []
-
-
 # The two functions above must themselves notice what is wrong; these exercises are made up. ---------------------------
 
 
@@ -157,8 +151,8 @@ def test_a_wrong_solution_is_reported(store, tmp_path):
 
 def test_a_cell_that_never_ends_is_reported(store, tmp_path):
     solution = store(a_solution("return 2 * n", "while True: pass"))
-    assert unfilled_faults(solution, tmp_path, 2) == ["01_made_up.ipynb: unfilled, a cell ran longer than 2 s"]
-    assert solution_faults(solution, tmp_path, 2) == ["01_made_up.ipynb: solved, a cell ran longer than 2 s"]
+    assert unfilled_faults(solution, tmp_path, 1) == ["01_made_up.ipynb: unfilled, a cell ran longer than 1 s"]
+    assert solution_faults(solution, tmp_path, 1) == ["01_made_up.ipynb: solved, a cell ran longer than 1 s"]
 
 
 def test_a_kernel_that_dies_is_reported(store, tmp_path):

@@ -41,13 +41,46 @@ def begun(done):
     return [line for line in done.stdout.splitlines() if "…" in line]
 
 
-def test_runs_are_kept_and_not_made_twice(tmp_path):
-    first = bench(tmp_path, "--minutes", "30")
-    assert first.returncode == 0, first.stderr
-    assert [line for line in first.stdout.splitlines() if "…" in line] == [
-        "generator, round 1 …",
-        "generator, round 2 …",
-    ]
+@pytest.fixture(scope="module")
+def with_driver(tmp_path_factory):
+    """What shows the benchmark a GPU on which nothing can compute; nothing where it cannot be built."""
+    compiler = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
+    if sys.platform != "linux" or compiler is None:
+        return {}
+    driver = tmp_path_factory.mktemp("driver")
+    (driver / "nvml.c").write_text(FAKE_NVML)
+    library = driver / "libnvidia-ml.so.1"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, driver / "nvml.c"], check=True)
+    return {"LD_LIBRARY_PATH": str(driver), "CUDA_VISIBLE_DEVICES": "0"}
+
+
+@pytest.fixture(scope="module")
+def first(with_driver, tmp_path_factory):
+    """The results of a benchmark of two rounds, and how it ended."""
+    folder = tmp_path_factory.mktemp("results")
+    done = bench(folder, "--minutes", "30", **with_driver)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_a_gpus_own_figures_and_name_come_into_the_rows(first, with_driver):
+    if not with_driver:
+        pytest.skip("needs Linux and a C compiler, to build a library that answers as a GPU's driver would")
+    folder, done = first
+    (results,) = folder.glob("*.jsonl")
+    assert "fake-gpu-0" in results.name
+    (row,) = load(results)
+    assert (row.gpu_busy_percent, row.gpu_sm_percent) == (40, 62.5)
+    assert row.machine["gpus"] == ["Fake GPU 0", "Fake GPU 1"]
+    assert row.framework_gpu_peak_mib is None  # Keras computed on the CPU
+    assert "40 %" in done.stdout
+    assert "62 %" in done.stdout
+
+
+def test_runs_are_kept_and_not_made_twice(first, with_driver, tmp_path):
+    folder, done = first
+    assert begun(done) == ["generator, round 1 …", "generator, round 2 …"]
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     (results,) = tmp_path.glob("*.jsonl")
     (row,) = load(results)
     assert (row.name, row.accelerator, row.batch_size, row.files) == ("generator", "small_cnn", 8, 24)
@@ -60,37 +93,16 @@ def test_runs_are_kept_and_not_made_twice(tmp_path):
     assert len(runs) == 2
     kept = runs[1].read_text()
     runs[0].unlink()  # as if it had been killed in it
-    second = bench(tmp_path, "--minutes", "30")
+    second = bench(tmp_path, "--minutes", "30", **with_driver)
     assert begun(second) == ["generator, round 1 …"]
     assert runs[1].read_text() == kept
     assert len(load(results)) == 1
-    none = bench(tmp_path, "--minutes", "0.01", "--images", "16")
+    none = bench(tmp_path, "--minutes", "0.01", "--images", "16", **with_driver)
     assert none.returncode == 0, none.stderr
     assert len(load(results)) == 1  # what there is stays
     assert not list(tmp_path.rglob("packs-*"))
     with FileLock(ceilings.parent / ".lock"):
-        assert "another benchmark is running" in bench(tmp_path).stderr
-
-
-def test_a_gpus_own_figures_and_name_come_into_the_rows(tmp_path):
-    compiler = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
-    if sys.platform != "linux" or compiler is None:
-        pytest.skip("needs Linux and a C compiler, to build a library that answers as a GPU's driver would")
-    source, driver = tmp_path / "nvml.c", tmp_path / "driver"
-    source.write_text(FAKE_NVML)
-    driver.mkdir()
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", driver / "libnvidia-ml.so.1", source], check=True)
-    seen = {"LD_LIBRARY_PATH": str(driver), "CUDA_VISIBLE_DEVICES": "0"}
-    done = bench(tmp_path / "results", "--minutes", "30", "--rounds", "1", **seen)
-    assert done.returncode == 0, done.stderr
-    (results,) = (tmp_path / "results").glob("*.jsonl")
-    assert "fake-gpu-0" in results.name
-    (row,) = load(results)
-    assert (row.gpu_busy_percent, row.gpu_sm_percent) == (40, 62.5)
-    assert row.machine["gpus"] == ["Fake GPU 0", "Fake GPU 1"]
-    assert row.framework_gpu_peak_mib is None  # Keras computed on the CPU
-    assert "40 %" in done.stdout
-    assert "62 %" in done.stdout
+        assert "another benchmark is running" in bench(tmp_path, **with_driver).stderr
 
 
 def test_no_run_begins_that_would_not_end_in_time(tmp_path):

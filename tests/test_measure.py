@@ -200,10 +200,10 @@ def test_repeats_give_medians_and_the_spread(files):
 
 
 def test_a_limit_on_batches(files):
-    found = measure(then(raise_an_error), files, batches=2, **SMALL)  # it must not ask for a third
+    found = measure(then(raise_an_error), files, batches=2, growth=True, **SMALL)  # it must not ask for a third
     assert (found.outcome, found.batches_done, found.images_done) == ("finished", 2, 16)
     assert found.growth_mib_per_1000_files is None
-    whole = measure(Streaming, files, batches=100, **SMALL)
+    whole = measure(Streaming, files, batches=100, growth=True, **SMALL)
     assert whole.batches_done == 5
     assert whole.growth_mib_per_1000_files is not None
 
@@ -233,7 +233,7 @@ def test_a_partial_has_its_functions_name(files):
 
 def test_with_an_emulated_accelerator(files):
     # 100 ms for a batch, then 200 ms for a step: busy two thirds of the time, more or less where sleeping takes longer.
-    found = measure(slow, files.repeat_to(80), accelerator=EmulatedAccelerator(40), growth=False, **SMALL)
+    found = measure(slow, files, accelerator=EmulatedAccelerator(40), growth=False, **SMALL)
     assert found.accelerator == "emulated, 40 images/s"
     assert found.accelerator_kind == "emulated"
     assert 4 < found.ceiling_images_per_s <= 40
@@ -243,7 +243,7 @@ def test_with_an_emulated_accelerator(files):
     assert found.predicted_images_per_s == min(found.images_per_s, found.ceiling_images_per_s)
     assert found.predicted_serial_images_per_s is None  # it does not share the cores
     assert 100 <= found.wait_ms_p50 <= found.wait_ms_p95 <= found.wait_ms_max
-    assert len(found.wait_ms) == len(found.compute_ms) == 10
+    assert len(found.wait_ms) == len(found.compute_ms) == 5
     assert min(found.wait_ms) >= 100
     assert min(found.compute_ms) >= 200
     assert found.training_peak_mib > 0
@@ -303,14 +303,14 @@ IMAGE_MIB = 224 * 224 * 3 / 2**20
 
 
 def test_growth_of_a_pipeline_that_keeps_everything(files):
-    found = measure(Keeping, files.repeat_to(400))
+    found = measure(Keeping, files.repeat_to(400), growth=True)
     assert found.growth_mib_per_1000_files == pytest.approx(1000 * IMAGE_MIB, rel=0.25)
     assert abs(found.growth_mib_per_epoch) < 0.25 * 100 * IMAGE_MIB
     assert found.peak_mib - found.baseline_mib > 0.9 * 400 * IMAGE_MIB
 
 
 def test_growth_of_a_pipeline_that_streams(files):
-    found = measure(Streaming, files.repeat_to(400))
+    found = measure(Streaming, files.repeat_to(400), growth=True)
     assert abs(found.growth_mib_per_1000_files) < 250 * IMAGE_MIB
     assert abs(found.growth_mib_per_epoch) < 0.25 * 100 * IMAGE_MIB
     assert found.peak_mib - found.baseline_mib < 0.5 * 400 * IMAGE_MIB
@@ -336,32 +336,32 @@ class KeepingByName(Streaming):
 
 
 def test_a_small_data_set_is_looked_at_further_out(files):
-    found = measure(FillingUp, files.repeat_to(240))
+    found = measure(FillingUp, files.repeat_to(240), growth=True)
     assert abs(found.growth_mib_per_1000_files) < 250 * IMAGE_MIB
     assert abs(found.growth_mib_per_epoch) < 0.25 * 60 * IMAGE_MIB
-    found = measure(KeepingByName, files)
+    found = measure(KeepingByName, files, growth=True)
     assert found.growth_mib_per_1000_files == pytest.approx(1000 * IMAGE_MIB, rel=0.25)
 
 
 def test_growth_under_a_budget_that_holds_no_more(files):
-    found = measure(Keeping, files.repeat_to(240), memory_budget=130)
+    found = measure(Keeping, files.repeat_to(240), memory_budget=130, growth=True)
     assert found.outcome == "finished"
     assert found.growth_mib_per_1000_files == pytest.approx(1000 * IMAGE_MIB, rel=0.3)
 
 
 def test_what_is_read_ahead_is_no_growth(files):
-    found = measure(ReadingAhead, files.repeat_to(240))
+    found = measure(ReadingAhead, files.repeat_to(240), growth=True)
     assert abs(found.growth_mib_per_1000_files) < 250 * IMAGE_MIB
 
 
 def test_growth_of_a_pipeline_that_leaves_the_rest_out(files):
-    found = measure(LeavingTheRestOut, files.repeat_to(410))
+    found = measure(LeavingTheRestOut, files.repeat_to(410), growth=True)
     assert found.images_done == 384
     assert found.growth_mib_per_1000_files == pytest.approx(1000 * IMAGE_MIB, rel=0.25)
 
 
 def test_growth_from_epoch_to_epoch(files):
-    found = measure(KeepingEpochs, files.repeat_to(400))
+    found = measure(KeepingEpochs, files.repeat_to(400), growth=True)
     assert found.growth_mib_per_epoch == pytest.approx(100 * IMAGE_MIB, rel=0.25)
 
 
@@ -415,7 +415,7 @@ def test_a_pipeline_that_raises(files):
 
 
 def test_a_pipeline_that_hangs(files):
-    found = measure(then(lambda: time.sleep(600)), files, timeout=5, **SMALL)
+    found = measure(then(lambda: time.sleep(600)), files, timeout=3, **SMALL)
     assert found.outcome == "hung"
     assert (found.batches_done, found.images_done) == (2, 16)
 

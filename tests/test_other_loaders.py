@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -14,7 +15,7 @@ import pytest
 
 from helpers.child import run
 from helpers.contract import check_pipeline
-from helpers.images import ImageFiles, course_images
+from helpers.images import ImageFiles, course_images, find_images
 from helpers.measure import loaded
 from helpers.pipelines import PIPELINES
 from helpers.pipelines.other_loaders import LOADERS, Epochs, Loader, epoch_order, installed, is_installed, write_shards
@@ -158,6 +159,7 @@ def test_shards_hold_the_files_themselves_where_the_list_has_links_or_names_one_
 
 
 @each_loader
+@pytest.mark.slow  # lesson 10 asks the same of each loader, and shows the answer
 @pytest.mark.timeout(900)
 def test_the_promises(name):
     report = check_pipeline(HERE[name], course_images(60), tolerance=28)
@@ -210,43 +212,40 @@ def test_no_files_are_no_batches(name):
     assert run(epochs_of_nothing, HERE[name], timeout=100).unwrap() == []
 
 
-def message_of_a_broken_file(loader, files) -> str:
-    try:
-        batches = loaded(loader)(files, image_size=SIZE, batch_size=8)
-        for _ in range(2):
-            for _batch in batches:
-                pass
-    except Exception as error:
-        return str(error)
-    return "no error"
+def messages_of_broken_files(loader, cases) -> dict[str, str]:
+    messages = {}
+    for kind, files in cases.items():
+        messages[kind] = "no error"
+        try:
+            batches = loaded(loader)(files, image_size=SIZE, batch_size=8)
+            for _ in range(2):
+                for _batch in batches:
+                    pass
+        except Exception as error:
+            messages[kind] = str(error)
+    return messages
 
 
 @each_loader
-@pytest.mark.parametrize("kind", ["truncated", "empty", "html", "gone"])
-def test_a_broken_file_is_named_in_the_message_itself(name, kind, own_folder):
-    from helpers.images import find_images
-
-    files = find_images(own_folder)
-    broken = Path(files.paths[23])
-    content = {"truncated": broken.read_bytes()[:900], "empty": b"", "html": b"<html>404</html>" * 100}
-    if kind == "gone":
-        broken.unlink()
-    else:
-        broken.write_bytes(content[kind])
-    result = run(message_of_a_broken_file, HERE[name], files, timeout=60)
-    assert str(broken) in result.unwrap()
+def test_a_broken_file_is_named_in_the_message_itself(name, image_folder, tmp_path):
+    cases, broken = {}, {}
+    for kind in ("truncated", "empty", "html", "gone"):
+        cases[kind] = find_images(shutil.copytree(image_folder, tmp_path / kind))
+        broken[kind] = Path(cases[kind].paths[23])
+    broken["truncated"].write_bytes(broken["truncated"].read_bytes()[:900])
+    broken["empty"].write_bytes(b"")
+    broken["html"].write_bytes(b"<html>404</html>" * 100)
+    broken["gone"].unlink()
+    messages = run(messages_of_broken_files, HERE[name], cases, timeout=200).unwrap()
+    assert {kind: str(path) in messages[kind] for kind, path in broken.items()} == dict.fromkeys(broken, True), messages
 
 
-def stopped_early(loader, files, with_tensorflow: bool) -> tuple[list, list, int]:
+def stopped_early(loader, files) -> tuple[list, list, int]:
     """Stop after one batch; return the children and what is new in the temporary folder, and the labels of an epoch."""
     import gc
     import tempfile
     import time
 
-    if with_tensorflow:
-        import tensorflow as tf
-
-        tf.random.uniform((2, 2)).numpy()
     temporary = Path(tempfile.gettempdir())
     batches = loaded(loader)(files, image_size=SIZE, batch_size=4)
     for _images, _labels in batches:
@@ -267,14 +266,17 @@ def workers_left() -> list[str]:
 
 
 @each_loader
-@pytest.mark.parametrize("with_tensorflow", [False, True], ids=["alone", "beside TensorFlow"])
-def test_nothing_is_left_after_stopping_early(name, with_tensorflow, files, tmp_path, monkeypatch):
+def test_nothing_is_left_after_stopping_early(name, files, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    left, folders, count = run(stopped_early, HERE[name], files, with_tensorflow, timeout=200).unwrap()
-    assert (left, folders, count) == ([], [], len(files))
+    assert run(stopped_early, HERE[name], files, timeout=200).unwrap() == ([], [], len(files))
 
 
-def trained(loader, files) -> list:
+def stopped_and_trained(loader, files) -> tuple:
+    """Stop early beside TensorFlow, then train with Keras."""
+    import tensorflow as tf
+
+    tf.random.uniform((2, 2)).numpy()
+    stopped = stopped_early(loader, files)
     import keras
 
     from helpers.accelerator import small_cnn
@@ -285,11 +287,13 @@ def trained(loader, files) -> list:
     batches = loaded(loader)(files, image_size=SIZE, batch_size=16)
     history = model.fit(forever(batches), steps_per_epoch=len(batches), epochs=3, verbose=0)
     assert keras.backend.backend() == "tensorflow"
-    return history.history["loss"]
+    return stopped, history.history["loss"]
 
 
 @each_loader
-def test_keras_trains_from_it(name, files):
-    losses = run(trained, HERE[name], files, timeout=200).unwrap()
+def test_keras_trains_from_it_and_nothing_is_left_beside_tensorflow(name, files, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    stopped, losses = run(stopped_and_trained, HERE[name], files, timeout=200).unwrap()
+    assert stopped == ([], [], len(files))
     assert len(losses) == 3
     assert np.isfinite(losses).all()

@@ -10,7 +10,6 @@ from functools import partial
 
 import pytest
 
-from helpers.child import run
 from helpers.contract import check_pipeline
 from helpers.images import course_images
 from helpers.pipelines import PIPELINES
@@ -68,11 +67,11 @@ def labels_that_fit_sees(name, files) -> list[int]:
     return seen
 
 
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")  # by Keras itself, for a dataset
 @pytest.mark.parametrize("name", PIPELINES)
 def test_fit_sees_every_image_once(name):
     files = course_images(60).take(20)
-    seen = run(labels_that_fit_sees, name, files, timeout=200).unwrap()
-    assert sorted(seen) == sorted(files.labels.tolist())
+    assert sorted(labels_that_fit_sees(name, files)) == sorted(files.labels.tolist())
 
 
 def test_importing_the_helpers_imports_no_framework():

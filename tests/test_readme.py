@@ -77,9 +77,12 @@ def clone(tmp_path_factory):
         if (ROOT / name).exists():
             (clone / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, clone / name)
-    for name in ("requirements.txt", "requirements-dev.txt", "pyproject.toml"):
-        os.utime(clone / name, (0, 0))  # older than the environment, so make does not install again
-    (clone / ".venv").symlink_to(sys.prefix)
+    (clone / ".venv").mkdir()
+    for entry in Path(sys.prefix).iterdir():
+        (clone / ".venv" / entry.name).symlink_to(entry)
+    for name in ("installed-requirements", "installed-requirements-dev"):  # newer than the locks: make installs nothing
+        (clone / ".venv" / name).unlink(missing_ok=True)
+        (clone / ".venv" / name).touch()
     write_images(clone / "my" / "folder", 40)
     write_images(clone / "data" / "generated", 40)
     cv2.imwrite(str(clone / "photograph.jpg"), draw_image(1))

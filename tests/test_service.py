@@ -47,9 +47,10 @@ class Servers:
 
     def __init__(self, folder):
         self.dispatcher, self.worker = free_addresses(2)
+        self.journal = folder / "journal"
         port = self.dispatcher.partition(":")[2]
         self.arguments = {
-            "dispatcher": ["dispatcher", "--port", port, "--work-dir", str(folder / "journal")],
+            "dispatcher": ["dispatcher", "--port", port, "--work-dir", str(self.journal)],
             "worker": ["worker", "--dispatcher", self.dispatcher, "--address", self.worker],
         }
         self.processes = {}
@@ -83,7 +84,7 @@ class Servers:
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory):
-    """Shared: a test leaves both servers running."""
+    """Shared: each test but the last leaves both servers running."""
     started = Servers(tmp_path_factory.mktemp("service"))
     yield started
     for process in started.processes.values():
@@ -288,17 +289,8 @@ def test_a_worker_that_is_told_to_end_is_missed_and_comes_back(servers):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_ctrl_c_ends_a_dispatcher(tmp_path):
-    (address,) = free_addresses(1)
-    start = ["dispatcher", "--port", address.partition(":")[2], "--work-dir", str(tmp_path / "journal")]
-    command = [sys.executable, "-m", "helpers.service", *start]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout.readline().endswith("ready\n")
-        process.send_signal(signal.SIGINT)
-        assert process.wait(END_S) == 0
-    finally:
-        process.kill()
-        process.wait(END_S)
-        process.stdout.close()
-    assert list((tmp_path / "journal").iterdir())
+def test_ctrl_c_ends_a_dispatcher(servers):
+    status, said = servers.end("dispatcher", signal.SIGINT)  # the last test: it is not started again
+    assert status == 0
+    assert said.splitlines()[0].endswith("ready")
+    assert list(servers.journal.iterdir())

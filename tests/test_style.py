@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import signal
@@ -50,14 +52,11 @@ def settings_file(tmp_path_factory) -> Path:
     return path
 
 
-def command(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "helpers.style", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=COMMAND_S,
-    )
+def command(*arguments: object) -> str:
+    """Run a command in this process and return what it said."""
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert style.main([str(argument) for argument in arguments]) == 0
+    return said.getvalue()
 
 
 def training(settings_file: Path, photographs: Path, folder: Path, *settings: str) -> list[str]:
@@ -69,10 +68,9 @@ def training(settings_file: Path, photographs: Path, folder: Path, *settings: st
 def trained(settings_file, photographs, tmp_path_factory) -> Path:
     """A run of fourteen steps, undisturbed, by the command."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    done = command(*training(settings_file, photographs, folder, "steps=14", "save_every=5"))
-    assert done.returncode == 0, done.stderr
-    assert "step 14 of 14" in done.stdout
-    assert re.search(r"images/s, \d+ s left", done.stdout)
+    said = command(*training(settings_file, photographs, folder, "steps=14", "save_every=5"))
+    assert "step 14 of 14" in said
+    assert re.search(r"images/s, \d+ s left", said)
     return folder
 
 
@@ -309,9 +307,7 @@ def test_a_training_killed_at_any_moment_goes_on_as_if_undisturbed(trained, sett
         process.send_signal(signal.SIGKILL)
         process.communicate()
     assert process.returncode == -signal.SIGKILL
-    done = command(*arguments, "--set", "steps=14")
-    assert done.returncode == 0, done.stderr
-    assert "going on after step" in done.stdout
+    assert "going on after step" in command(*arguments, "--set", "steps=14")
     np.testing.assert_allclose(totals(folder)[:14], totals(trained), rtol=0.01)
 
 
@@ -375,28 +371,32 @@ def test_two_trainings_do_not_share_a_folder(settings_file, photographs, tmp_pat
 # ---- stylise, preview, export ----------------------------------------------------------------------------------------
 
 
-def test_export_gives_the_same_picture_in_fresh_processes(trained, tmp_path):
+LOAD_WITH_KERAS_AND_WITHOUT = f"""
+import sys
+import numpy as np
+import tensorflow as tf
+
+pictures = np.load("picture.npy")[None]
+network = tf.saved_model.load("out/saved_model")
+np.save("saved_model.npy", network.serve(pictures)[0])
+assert not [name for name in sys.modules if name.startswith("helpers")]
+sys.path.insert(0, {str(ROOT)!r})
+import keras
+import helpers.pipelines.style_network
+np.save("keras.npy", np.rint(np.asarray(keras.models.load_model("out/network.keras")(pictures)))[0])
+"""
+
+
+def test_export_gives_the_same_picture_in_a_fresh_process(trained, tmp_path):
     from helpers.style_trained import load_network, stylise
 
-    done = command("export", trained, "--to", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
+    command("export", trained, "--to", tmp_path / "out")
     picture = np.random.default_rng(0).integers(0, 256, (41, 30, 3), np.uint8)
     np.save(tmp_path / "picture.npy", picture)
     expected = stylise(load_network(trained), picture)
-    loads = {
-        "saved_model": (
-            "import tensorflow as tf; network = tf.saved_model.load('out/saved_model');"
-            "painted = network.serve(p).numpy()"
-        ),
-        "keras": (
-            "import keras, helpers.pipelines.style_network;"
-            "painted = np.rint(np.asarray(keras.models.load_model('out/network.keras')(p)))"
-        ),
-    }
-    for name, load in loads.items():
-        code = f"import numpy as np; p = np.load('picture.npy')[None]; {load}; np.save('{name}.npy', painted[0])"
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)} if name == "keras" else os.environ
-        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, timeout=COMMAND_S)
+    code = [sys.executable, "-c", LOAD_WITH_KERAS_AND_WITHOUT]
+    subprocess.run(code, cwd=tmp_path, check=True, timeout=COMMAND_S)
+    for name in ("saved_model", "keras"):
         found = np.load(tmp_path / f"{name}.npy").astype(int)
         assert np.abs(found - expected).max() <= 1, name
 

@@ -7,44 +7,37 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from conftest import TEST_ALL
 
 from helpers.child import run
 from helpers.images import ImageFiles
+from helpers.pipelines import PIPELINES
 
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
 # Without a seed of its own, an operation's seed is the number of operations before it: the versions build other graphs.
 DIFFERENT = ("slice_producer_graph_seed_only",)
 RECORDED = json.loads((FIXTURES / "tf1_results.json").read_text())
+STOPS = 50 if TEST_ALL else 20
 
 
-@pytest.fixture(scope="module")
-def results_now():
-    """What the programs give under this TensorFlow."""
+def test_same_results_as_tensorflow_1():
     command = [sys.executable, str(FIXTURES / "make_tf1_results.py")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert ended.returncode == 0, ended.stderr
-    return json.loads(ended.stdout)
-
-
-def test_the_results_were_recorded_with_tensorflow_1(results_now):
-    assert RECORDED["tensorflow"] == "1.15.5"
-    assert results_now["tensorflow"].startswith("2.")
-    assert set(results_now["results"]) == set(RECORDED["results"])
-
-
-@pytest.mark.parametrize("program", [name for name in RECORDED["results"] if name not in DIFFERENT])
-def test_same_results_as_tensorflow_1(program, results_now):
-    assert results_now["results"][program] == RECORDED["results"][program]
-
-
-@pytest.mark.parametrize("program", DIFFERENT)
-def test_with_the_graph_seed_alone_the_order_is_another(program, results_now):
-    now, then = results_now["results"][program], RECORDED["results"][program]
-    assert now != then
-    assert sorted(now) == sorted(then)
+    now, then = json.loads(ended.stdout), RECORDED
+    assert then["tensorflow"] == "1.15.5"
+    assert now["tensorflow"].startswith("2.")
+    assert set(now["results"]) == set(then["results"])
+    for program, result in then["results"].items():
+        if program not in DIFFERENT:
+            assert now["results"][program] == result, program
+        else:  # the same elements in another order
+            assert now["results"][program] != result, program
+            assert sorted(now["results"][program]) == sorted(result), program
 
 
 # ---- the pipeline --------------------------------------------------------------------------------------------------
@@ -57,7 +50,7 @@ def runner_threads() -> list[str]:
 
 
 def stop_early(files: ImageFiles, seed: int, settings: dict) -> dict:
-    """Stop 50 epochs at random batches, in one of three ways; note the most threads that were left."""
+    """Stop many epochs at random batches, in one of three ways; note the most threads that were left."""
     import numpy as np
     import psutil
 
@@ -67,8 +60,8 @@ def stop_early(files: ImageFiles, seed: int, settings: dict) -> dict:
     rng = np.random.default_rng(seed)
     batches = tf1_queues(files, image_size=(32, 48), batch_size=8, **settings)
     counts, left, delivered = [], 0, []
-    for number in range(50):
-        report(number)
+    for number in range(STOPS):
+        report((settings, number))
         iterator = iter(batches)
         wanted = int(rng.integers(0, len(batches) + 1))
         for _ in range(wanted):
@@ -90,17 +83,15 @@ def stop_early(files: ImageFiles, seed: int, settings: dict) -> dict:
     return {"left": left, "delivered": delivered, "threads": counts, "whole": whole}
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"num_threads": 1, "capacity": 1}, {"shuffle": False, "num_threads": 16, "capacity": 5}], ids=str
-)
-def test_fifty_early_stops_leave_nothing_and_never_hang(files, settings):
-    result = run(stop_early, files, 7, settings, timeout=240)
+def test_early_stops_leave_nothing_and_never_hang(files):
+    cases = [{}, {"num_threads": 1, "capacity": 1}, {"shuffle": False, "num_threads": 16, "capacity": 5}]
+    result = run(lambda: [stop_early(files, 7, settings) for settings in cases], timeout=240)
     assert result.outcome == "finished", f"{result} at stop {result.progress}"
-    assert result.value["left"] == 0
-    assert len(set(result.value["delivered"])) > 3
-    threads = result.value["threads"]
-    assert threads[-1] <= threads[9] + 2, threads
-    assert result.value["whole"] == sorted(files.labels.tolist())
+    for settings, found in zip(cases, result.value, strict=True):
+        assert found["left"] == 0, settings
+        assert len(set(found["delivered"])) > 3, settings
+        assert found["threads"][-1] <= found["threads"][9] + 2, (settings, found["threads"])
+        assert found["whole"] == sorted(files.labels.tolist()), settings
 
 
 def read_all(files: ImageFiles, settings: dict) -> list[tuple[str, str, int, int]]:
@@ -134,8 +125,7 @@ def test_an_error_in_a_runner_thread_names_the_file(own_folder, files, damage):
     own = ImageFiles(tuple(paths), files.labels, files.class_names)
     DAMAGES[damage](paths[29])
     for settings in ({"shuffle": False}, {"shuffle": True, "num_threads": 1, "capacity": 4}):
-        result = run(read_all, own, settings, timeout=120)
-        for kind, message, delivered, left in result.unwrap():
+        for kind, message, delivered, left in read_all(own, settings):
             assert kind == "ValueError"
             assert paths[29] in message
             assert not any(path in message for path in paths if path != paths[29])
@@ -149,18 +139,13 @@ def test_an_early_stop_before_a_broken_file_raises_nothing(own_folder, files):
     own = ImageFiles(tuple(paths), files.labels, files.class_names)
     os.remove(paths[10])
 
-    def stop_before() -> int:
-        import time
+    from helpers.pipelines.tf1_queues import tf1_queues
 
-        from helpers.pipelines.tf1_queues import tf1_queues
-
-        iterator = iter(tf1_queues(own, batch_size=4, shuffle=False))
-        next(iterator)
-        time.sleep(0.5)  # time enough for the runner to fail
-        iterator.close()
-        return len(runner_threads())
-
-    assert run(stop_before, timeout=120).unwrap() == 0
+    iterator = iter(tf1_queues(own, batch_size=4, shuffle=False))
+    next(iterator)
+    time.sleep(0.5)  # time enough for the runner to fail
+    iterator.close()
+    assert runner_threads() == []
 
 
 def test_the_order_depends_on_seed_and_epoch_alone(files):
@@ -171,19 +156,11 @@ def test_the_order_depends_on_seed_and_epoch_alone(files):
         batches = tf1_queues(numbered, image_size=(16, 16), batch_size=8, **settings)
         return [[label for _, labels in batches for label in labels.tolist()] for _ in range(2)]
 
-    def all_orders() -> list:
-        return [
-            orders(num_threads=1),
-            orders(num_threads=16, capacity=4),
-            orders(seed=1),
-            orders(shuffle=False, num_threads=16),
-        ]
-
-    one_thread, many, other, unshuffled = run(all_orders, timeout=120).unwrap()
-    assert one_thread == many
+    one_thread = orders(num_threads=1)
+    assert one_thread == orders(num_threads=16, capacity=4)
     assert one_thread[0] != one_thread[1]
-    assert one_thread[0] != other[0]
-    assert unshuffled == [list(range(len(files)))] * 2
+    assert one_thread[0] != orders(seed=1)[0]
+    assert orders(shuffle=False, num_threads=16) == [list(range(len(files)))] * 2
 
 
 def test_other_file_types_and_grayscale(tmp_path):
@@ -195,40 +172,27 @@ def test_other_file_types_and_grayscale(tmp_path):
         assert cv2.imwrite(str(tmp_path / f"one{suffix}"), image)
     own = ImageFiles(tuple(map(str, sorted(tmp_path.iterdir()))), [0, 0, 0], ("c",))
 
-    def pixels() -> list:
-        from helpers.pipelines.tf1_queues import tf1_queues
+    from helpers.pipelines.tf1_queues import tf1_queues
 
-        (colour, _), *_ = tf1_queues(own, image_size=(20, 20), shuffle=False)
-        grey = next(iter(tf1_queues(own.select([1, 2]), image_size=(20, 20), channels=1)))[0]
-        return [colour.mean((1, 2)).round().tolist(), grey.shape]
-
-    colours, grey = run(pixels, timeout=120).unwrap()
+    (images, _), *_ = tf1_queues(own, image_size=(20, 20), shuffle=False)
+    ((grey, _),) = tf1_queues(own.select([1, 2]), image_size=(20, 20), channels=1)
+    colours = images.mean((1, 2)).round()
     assert all(abs(value - want) <= 2 for colour in colours for value, want in zip(colour, (50, 100, 200), strict=True))
-    assert tuple(grey) == (2, 20, 20, 1)
+    assert grey.shape == (2, 20, 20, 1)
 
 
 def test_eager_mode_goes_on_between_batches(files):
-    def eager() -> list[bool]:
-        import tensorflow as tf
+    import tensorflow as tf
 
-        from helpers.pipelines.tf1_queues import tf1_queues
+    from helpers.pipelines.tf1_queues import tf1_queues
 
-        return [tf.executing_eagerly() for _ in tf1_queues(files, image_size=(16, 16), batch_size=8)]
-
-    assert run(eager, timeout=120).unwrap() == [True] * 5
+    batches = tf1_queues(files, image_size=(16, 16), batch_size=8)
+    assert [tf.executing_eagerly() for _ in batches] == [True] * 5
 
 
 def test_a_batch_size_below_one_is_refused(files):
-    def refused() -> str:
-        from helpers.pipelines.tf1_queues import tf1_queues
-
-        try:
-            tf1_queues(files, batch_size=0)
-        except ValueError as error:
-            return str(error)
-        return ""
-
-    assert "batch_size is 0" in run(refused, timeout=120).unwrap()
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        PIPELINES["tf1_queues"](files, batch_size=0)
 
 
 def test_the_module_runs_where_it_is_copied_to(tmp_path):

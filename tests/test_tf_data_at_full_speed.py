@@ -45,12 +45,6 @@ def jpeg(image: np.ndarray, **settings) -> bytes:
     return content.getvalue()
 
 
-def sizes(datas: list[bytes], image_size: tuple[int, int]) -> list:
-    from helpers.pipelines.tf_data_fast import jpeg_size, reduction
-
-    return [(jpeg_size(data), reduction(jpeg_size(data), image_size)) for data in datas]
-
-
 def with_thumbnail(whole: bytes, thumbnail: bytes) -> bytes:
     """Put a thumbnail into an EXIF segment at the beginning, as cameras do."""
     segment = b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0" + thumbnail
@@ -58,6 +52,8 @@ def with_thumbnail(whole: bytes, thumbnail: bytes) -> bytes:
 
 
 def test_the_size_is_that_of_the_image():
+    from helpers.pipelines.tf_data_fast import jpeg_size, reduction
+
     landscape, portrait, tiny = (draw_image(n, size) for n, size in ((1, (480, 640)), (2, (640, 427)), (3, (9, 7))))
     whole = jpeg(landscape)
     cases = {
@@ -77,8 +73,8 @@ def test_the_size_is_that_of_the_image():
         "noise after the start": (b"\xff\xd8" + bytes(range(200)), (None, 1)),
         "a segment of no length": (b"\xff\xd8\xff\xe0\0\0" + bytes(50), (None, 1)),
     }
-    found = run(sizes, [data for data, _ in cases.values()], (224, 224), timeout=200).unwrap()
-    assert dict(zip(cases, found, strict=True)) == {name: expected for name, (_, expected) in cases.items()}
+    found = {name: (jpeg_size(data), reduction(jpeg_size(data), (224, 224))) for name, (data, _) in cases.items()}
+    assert found == {name: expected for name, (_, expected) in cases.items()}
 
 
 def rotated() -> bytes:
@@ -87,16 +83,11 @@ def rotated() -> bytes:
     return exif.tobytes()
 
 
-def reductions(sizes_of_files: list) -> list[int]:
+def test_a_side_may_be_a_tenth_too_small_and_no_more():
     from helpers.pipelines.tf_data_fast import reduction
 
-    return [reduction(size, wanted) for size, wanted in sizes_of_files]
-
-
-def test_a_side_may_be_a_tenth_too_small_and_no_more():
-    wanted = (200, 100)
     cases = {(360, 180): 2, (359, 180): 1, (360, 179): 1, (720, 360): 4, (1440, 720): 8, (9000, 9000): 8, (50, 50): 1}
-    assert run(reductions, [(size, wanted) for size in cases], timeout=200).unwrap() == list(cases.values())
+    assert {size: reduction(size, (200, 100)) for size in cases} == cases
 
 
 # ---- files of every kind ---------------------------------------------------------------------------------------------
@@ -142,7 +133,7 @@ def read_each(name: str, paths: dict[str, Path], channels: int) -> dict[str, np.
 
 @pytest.mark.parametrize("name", NAMES)
 def test_sound_files_are_decoded_and_broken_ones_named(name, paths):
-    found = run(read_each, name, paths, 3, timeout=200).unwrap()
+    found = read_each(name, paths, 3)
     for kind in SOUND:
         assert isinstance(found[kind], np.ndarray), found[kind]
         assert (found[kind].shape, found[kind].dtype) == ((*SIZE, 3), np.uint8)
@@ -157,7 +148,7 @@ def test_sound_files_are_decoded_and_broken_ones_named(name, paths):
 @pytest.mark.parametrize("name", NAMES)
 def test_one_channel(name, paths):
     sound = {kind: paths[kind] for kind in ("jpeg", "grayscale", "webp")}
-    for kind, image in run(read_each, name, sound, 1, timeout=200).unwrap().items():
+    for kind, image in read_each(name, sound, 1).items():
         assert not isinstance(image, str), image
         assert image.shape == (*SIZE, 1)
         expected = read_image(str(sound[kind]), image_size=SIZE, channels=1)
@@ -180,28 +171,32 @@ def epochs(name: str, files: ImageFiles, **settings) -> dict:
     }
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_orders_come_again_in_another_process_with_any_number_of_workers(name, files):
-    first, again = (run(epochs, name, files, seed=5, timeout=200).unwrap() for _ in range(2))
-    assert first == again
-    assert (first["length"], first["autotune"]) == (5, False)
-    assert [sorted(order) for order in first["rows"]] == [list(range(40))] * 2
-    assert first["rows"][0] != first["rows"][1]
+def epochs_of_each(cases: list[tuple[str, ImageFiles, dict]]) -> list[dict]:
+    return [epochs(name, files, **settings) for name, files, settings in cases]
 
 
-def test_augmentation_comes_again_whatever_the_threads_do(tmp_path):
-    settings = {"seed": 3, "augment": True, "image_size": (112, 112), "folder": tmp_path / "pack"}
-    files = course_images(60).take(24)
-    first, again = (run(epochs, "tf_data_packed", files, timeout=200, **settings).unwrap() for _ in range(2))
-    assert first == again
-    by_row = [dict(zip(*parts, strict=True)) for parts in zip(first["rows"], first["pixels"], strict=True)]
-    assert sum(by_row[0][row] != by_row[1][row] for row in range(24)) > 18, "new crops in the next epoch"
+def test_orders_and_crops_come_again_in_another_process_and_with_other_workers(files, tmp_path):
+    some = course_images(60).take(24)
+    augmented = {"seed": 3, "augment": True, "image_size": (112, 112), "folder": tmp_path / "pack"}
+    cases = [*((name, files, {"seed": 5}) for name in NAMES), ("tf_data_packed", some, augmented)]
+    here = epochs_of_each(cases)
+    cases[0] = ("tf_data_fast", files, {"seed": 5, "workers": 5})
+    there = run(epochs_of_each, cases, timeout=200).unwrap()
+    for (name, _, _), first, again in zip(cases, here, there, strict=True):
+        assert first == again, name
+        assert first["autotune"] is False, name
+        assert first["rows"][0] != first["rows"][1], name
+    for name, first in zip(NAMES, here, strict=False):
+        assert first["length"] == 5, name
+        assert [sorted(order) for order in first["rows"]] == [list(range(40))] * 2, name
+    one, other = (dict(zip(*parts, strict=True)) for parts in zip(here[2]["rows"], here[2]["pixels"], strict=True))
+    assert sum(one[row] != other[row] for row in range(24)) > 18, "new crops in the next epoch"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_row_and_a_batch_larger_than_the_list(name, files):
-    assert run(epochs, name, files.take(1), timeout=200).unwrap()["rows"] == [[0], [0]]
-    assert run(epochs, name, files.take(5), batch_size=100, timeout=200).unwrap()["length"] == 1
+    assert epochs(name, files.take(1))["rows"] == [[0], [0]]
+    assert epochs(name, files.take(5), batch_size=100)["length"] == 1
 
 
 # ---- lent arrays -----------------------------------------------------------------------------------------------------
@@ -239,7 +234,7 @@ def lending() -> dict:
 
 
 def test_an_array_is_lent_again_only_when_nobody_uses_it():
-    found = run(lending, timeout=200).unwrap()
+    found = lending()
     kept = found.pop("kept")
     assert kept <= 4
     assert found.pop("aligned") == 0
@@ -248,11 +243,10 @@ def test_an_array_is_lent_again_only_when_nobody_uses_it():
     assert all(found.values()), found
 
 
-def lending_to_threads() -> tuple[int, int]:
+def test_two_threads_never_get_one_array():
     from helpers.pipelines.tf_data_fast import Lender
 
     lender, faults = Lender(), []
-    sys.setswitchinterval(1e-6)
 
     def borrow(number):
         for _ in range(2000):
@@ -263,17 +257,17 @@ def lending_to_threads() -> tuple[int, int]:
             del array
 
     threads = [threading.Thread(target=borrow, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return len(faults), len(lender._arrays)
-
-
-def test_two_threads_never_get_one_array():
-    faults, arrays = run(lending_to_threads, timeout=200).unwrap()
-    assert faults == 0
-    assert arrays <= 16
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval_s)
+    assert not faults
+    assert len(lender._arrays) <= 16
 
 
 def batches_that_are_kept(files: ImageFiles, folder: Path) -> tuple[bool, int]:
@@ -294,7 +288,7 @@ def batches_that_are_kept(files: ImageFiles, folder: Path) -> tuple[bool, int]:
 
 
 def test_a_batch_that_somebody_keeps_never_changes(files, tmp_path):
-    assert run(batches_that_are_kept, files, tmp_path / "pack", timeout=200).unwrap() == (True, 60)
+    assert batches_that_are_kept(files, tmp_path / "pack") == (True, 60)
 
 
 # ---- nothing is left -------------------------------------------------------------------------------------------------
@@ -324,10 +318,7 @@ def closures_left(files: ImageFiles, folder: Path) -> dict[str, int]:
 
 
 def test_nothing_is_kept_when_a_dataset_is_gone(files, tmp_path):
-    assert run(closures_left, files, tmp_path / "pack", timeout=200).unwrap() == {
-        "tf_data_fast": 0,
-        "packed_batches": 0,
-    }
+    assert closures_left(files, tmp_path / "pack") == {"tf_data_fast": 0, "packed_batches": 0}
 
 
 def read_after_the_dataset_is_gone(files: ImageFiles) -> list[int]:
@@ -344,7 +335,7 @@ def read_after_the_dataset_is_gone(files: ImageFiles) -> list[int]:
 
 
 def test_an_iterator_and_what_is_built_on_top_keep_the_reader(files):
-    assert run(read_after_the_dataset_is_gone, files, timeout=200).unwrap() == [5, 10, 5]
+    assert read_after_the_dataset_is_gone(files) == [5, 10, 5]
 
 
 def memory_of_packed(folder: Path, passes: int) -> float:
@@ -374,9 +365,8 @@ def test_a_shard_that_was_cut_is_found_before_it_is_read(files, tmp_path):
     pack(files, tmp_path / "pack", image_size=(16, 16))
     shard = tmp_path / "pack" / "shard-00000.raw"
     os.truncate(shard, shard.stat().st_size - 1)
-    result = run(PIPELINES["tf_data_packed"], files, image_size=(16, 16), folder=tmp_path / "pack", timeout=200)
-    assert result.outcome == "raised"
-    assert "shard-00000.raw" in result.error
+    with pytest.raises(ValueError, match=r"shard-00000\.raw"):
+        PIPELINES["tf_data_packed"](files, image_size=(16, 16), folder=tmp_path / "pack")
 
 
 # ---- a full disk -----------------------------------------------------------------------------------------------------
