@@ -7,7 +7,7 @@ needed_gb=4 # 3 for the environment, 1 while packages are unpacked
 supported='import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
 
 fail() {
-    echo "$*" >&2
+    printf "%s\n" "$@" >&2
     exit 1
 }
 
