@@ -59,54 +59,54 @@ def wait_for_images(folder, number, limit_s=20):
 
 
 @pytest.fixture(scope="module")
-def forty(tmp_path_factory):
-    """Forty images of seed 0, made by two workers without any disturbance; tests only read them."""
-    folder = tmp_path_factory.mktemp("images") / "forty"
-    assert make(40, folder, workers=2) == 40
+def twenty(tmp_path_factory):
+    """Twenty images of seed 0, made by two workers without any disturbance; tests only read them."""
+    folder = tmp_path_factory.mktemp("images") / "twenty"
+    assert make(20, folder, workers=2) == 20
     return folder
 
 
 @pytest.fixture(scope="module")
-def pictures(forty):
-    return [cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in images_in(forty)]
+def pictures(twenty):
+    return [cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in images_in(twenty)]
 
 
 # ---- the same images -------------------------------------------------------------------------------------------------
 
 
-def test_other_workers_same_files(forty, tmp_path):
-    make(40, tmp_path, workers=1)
-    assert tree(tmp_path) == tree(forty)
+def test_other_workers_same_files(twenty, tmp_path):
+    make(20, tmp_path, workers=1)
+    assert tree(tmp_path) == tree(twenty)
 
 
-def test_fewer_images_are_a_prefix(forty, tmp_path):
+def test_fewer_images_are_a_prefix(twenty, tmp_path):
     make(13, tmp_path, workers=2)
-    of_forty = tree(forty)
+    of_twenty = tree(twenty)
     assert len(images_in(tmp_path)) == 13
-    assert tree(tmp_path).items() <= of_forty.items()
+    assert tree(tmp_path).items() <= of_twenty.items()
 
 
-def test_other_seed_other_images(forty, tmp_path):
+def test_other_seed_other_images(twenty, tmp_path):
     make(4, tmp_path, seed=1, workers=1)
     images = {name: hash_ for name, hash_ in tree(tmp_path).items() if name.endswith(".jpg")}
     assert len(images) == 4
-    assert not set(images.values()) & set(tree(forty).values())
+    assert not set(images.values()) & set(tree(twenty).values())
 
 
-def test_no_two_images_are_equal(forty):
-    hashes = tree(forty).values()
+def test_no_two_images_are_equal(twenty):
+    hashes = tree(twenty).values()
     assert len(set(hashes)) == len(hashes)
 
 
 # ---- like photographs ------------------------------------------------------------------------------------------------
 
 
-def test_ten_classes_in_label_order(forty):
-    folders = sorted(path.name for path in forty.iterdir() if path.is_dir())
+def test_ten_classes_in_label_order(twenty):
+    folders = sorted(path.name for path in twenty.iterdir() if path.is_dir())
     assert tuple(folders) == program.CLASS_NAMES and len(folders) == 10
     for label, name in enumerate(folders):
-        files = sorted(path.name for path in (forty / name).iterdir())
-        assert files == [f"{number:06d}.jpg" for number in range(label, 40, 10)]
+        files = sorted(path.name for path in (twenty / name).iterdir())
+        assert files == [f"{number:06d}.jpg" for number in range(label, 20, 10)]
 
 
 def test_sizes_are_mixed_and_mostly_landscape(pictures):
@@ -129,18 +129,18 @@ def _quantisation_table(content):
     return content[place + 5 : place + 69]
 
 
-def test_jpeg_qualities_are_92_to_95_and_mixed(forty):
+def test_jpeg_qualities_are_92_to_95_and_mixed(twenty):
     blank = np.zeros((16, 16, 3), np.uint8)
     quality_of = {
         _quantisation_table(cv2.imencode(".jpg", blank, (cv2.IMWRITE_JPEG_QUALITY, quality))[1].tobytes()): quality
         for quality in range(80, 100)
     }
-    qualities = {quality_of.get(_quantisation_table(path.read_bytes())) for path in images_in(forty)}
+    qualities = {quality_of.get(_quantisation_table(path.read_bytes())) for path in images_in(twenty)}
     assert qualities <= {92, 93, 94, 95} and len(qualities) >= 3
 
 
-def test_bytes_per_image_are_those_of_photographs(forty):
-    sizes_kb = np.array([path.stat().st_size for path in images_in(forty)]) / 1e3
+def test_bytes_per_image_are_those_of_photographs(twenty):
+    sizes_kb = np.array([path.stat().st_size for path in images_in(twenty)]) / 1e3
     assert 100 < sizes_kb.mean() < 170
     assert sizes_kb.mean() == pytest.approx(program.MEAN_KB, rel=0.15)
     assert sizes_kb.std() > 10
@@ -165,8 +165,8 @@ def test_amplitude_spectrum_falls_like_that_of_natural_images(pictures):
 
 
 @needs_posix_signals
-def test_goes_on_after_sigkill_and_leaves_no_worker(forty, tmp_path):
-    run = start(tmp_path, 40)
+def test_goes_on_after_sigkill_and_leaves_no_worker(twenty, tmp_path):
+    run = start(tmp_path, 20)
     wait_for_images(tmp_path, 4)
     workers = psutil.Process(run.pid).children()
     assert len(workers) == 2
@@ -175,11 +175,11 @@ def test_goes_on_after_sigkill_and_leaves_no_worker(forty, tmp_path):
     _, alive = psutil.wait_procs(workers, timeout=4)
     assert not alive
     there = len(images_in(tmp_path))
-    assert 4 <= there < 40
+    assert 4 <= there < 20
     leftover = tmp_path / program.CLASS_NAMES[0] / ".000030.0123abcd.tmp"  # as a killed worker leaves it
     leftover.write_bytes(b"\xff\xd8")
-    assert make(40, tmp_path, workers=2) == 40 - there
-    assert tree(tmp_path) == tree(forty)
+    assert make(20, tmp_path, workers=2) == 20 - there
+    assert tree(tmp_path) == tree(twenty)
 
 
 @needs_posix_signals
@@ -206,18 +206,18 @@ def test_a_killed_worker_is_reported(tmp_path):
     assert "-9" in errors.splitlines()[-1] and "Traceback" not in errors
 
 
-def test_two_runs_at_once_share_the_work(forty, tmp_path):
-    runs = [start(tmp_path, 40) for _ in range(2)]
+def test_two_runs_at_once_share_the_work(twenty, tmp_path):
+    runs = [start(tmp_path, 20) for _ in range(2)]
     endings = [run.communicate(timeout=60) for run in runs]
     assert [run.returncode for run in runs] == [0, 0], endings
-    assert tree(tmp_path) == tree(forty)
+    assert tree(tmp_path) == tree(twenty)
     made = [int(output.splitlines()[-1].split()[0]) for output, _ in endings]
-    assert 40 <= sum(made) < 80  # an image may be made twice where the two meet, not more
+    assert 20 <= sum(made) < 40  # an image may be made twice where the two meet, not more
 
 
-def test_broken_files_are_made_again_and_no_other_is_touched(forty, tmp_path):
+def test_broken_files_are_made_again_and_no_other_is_touched(twenty, tmp_path):
     make(10, tmp_path, workers=2)
-    of_forty = tree(forty)
+    of_twenty = tree(twenty)
     first, second, third, *others = images_in(tmp_path)
     first.write_bytes(b"")
     second.write_bytes(second.read_bytes()[:-2])
@@ -231,10 +231,10 @@ def test_broken_files_are_made_again_and_no_other_is_touched(forty, tmp_path):
     for path in foreign:
         assert path.read_text() == "mine"
         path.unlink()
-    assert tree(tmp_path).items() <= of_forty.items() and len(images_in(tmp_path)) == 10
+    assert tree(tmp_path).items() <= of_twenty.items() and len(images_in(tmp_path)) == 10
 
 
-def test_a_larger_count_adds_the_missing_ones_only(forty, tmp_path):
+def test_a_larger_count_adds_the_missing_ones_only(twenty, tmp_path):
     assert make(6, tmp_path, workers=1) == 6
     assert make(9, tmp_path, workers=1) == 3
     assert make(9, tmp_path, workers=1) == 0
@@ -339,15 +339,15 @@ builtins.open = full_open
 """
 
 
-def test_a_disk_that_fills_leaves_no_half_file(forty, capsys, tmp_path, monkeypatch):
+def test_a_disk_that_fills_leaves_no_half_file(twenty, capsys, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(FULL_DISK)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # reaches the workers
     folder = tmp_path / "images"
-    assert program.main(["--count", "40", "--to", str(folder), "--workers", "2"]) == 1
+    assert program.main(["--count", "20", "--to", str(folder), "--workers", "2"]) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if not line.endswith(" images")]
     assert len(lines) == 1 and "No space left" in lines[0]
     assert 3 <= len(images_in(folder)) <= 6
-    assert tree(folder).items() <= tree(forty).items()  # nothing half, nothing temporary
+    assert tree(folder).items() <= tree(twenty).items()  # nothing half, nothing temporary
 
 
 # ---- what it says ----------------------------------------------------------------------------------------------------
