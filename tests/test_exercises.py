@@ -29,6 +29,9 @@ def unfilled_faults(solution, folder, timeout_s=CELL_TIMEOUT_S):
     stopped = run(sheet, folder, timeout_s)
     if stopped:
         return [f"{solution.name}: unfilled, {stopped}"]
+    first_gap = next((number for number, cell in enumerate(sheet.cells) if is_solution(cell)), len(sheet.cells))
+    if too_early := [error for cell in sheet.cells[:first_gap] for error in errors(cell)]:
+        return [f"{solution.name}: unfilled, {too_early[0].ename} before the first cell that is to be filled"]
     tests = [(number, cell) for number, cell in enumerate(sheet.cells, start=1) if is_test(cell)]
     if not tests:
         return [f"{solution.name}: has no test cell; add one with nbgrader's grade=true, solution=false"]
@@ -51,6 +54,10 @@ def solution_faults(solution, folder, timeout_s=CELL_TIMEOUT_S):
 def is_test(cell):
     marks = cell.metadata.get("nbgrader", {})
     return cell.cell_type == "code" and marks.get("grade", False) and not marks.get("solution", False)
+
+
+def is_solution(cell):
+    return cell.cell_type == "code" and cell.metadata.get("nbgrader", {}).get("solution", False)
 
 
 def errors(cell):
@@ -142,6 +149,12 @@ def test_a_test_that_passes_unfilled_is_reported(store, tmp_path):
 
 def test_a_sheet_without_test_is_reported(store, tmp_path):
     assert "has no test cell" in unfilled_faults(store(a_solution("return 2 * n")), tmp_path)[0]
+
+
+def test_an_error_before_the_first_gap_is_reported(store, tmp_path):
+    cells = a_solution("return 2 * n", "assert double(2) == 4")
+    found = unfilled_faults(store([new_code_cell("import not_there"), *cells]), tmp_path)
+    assert found == ["01_made_up.ipynb: unfilled, ModuleNotFoundError before the first cell that is to be filled"]
 
 
 def test_a_wrong_solution_is_reported(store, tmp_path):
