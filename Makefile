@@ -16,10 +16,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READER := $(VENV)/installed-requirements
 MAINTAINER := $(VENV)/installed-requirements-dev
-LESSONS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
+LESSONS := $(sort $(wildcard notebooks/[0-9]*.ipynb notebooks/in_depth/[0-9]*.ipynb))
 SOLUTIONS := $(sort $(wildcard notebooks/solutions/*.ipynb))
 
-PYTEST_OPTIONS := -n 2 --durations=10 -p no:cacheprovider
+PYTEST := $(BIN)/python -m pytest -p no:cacheprovider --durations=10
 export TEST_ALL
 
 # What nbval and the tests see: few images, and no trace in the reader's own results.
@@ -37,8 +37,8 @@ lab: $(READER)
 
 test: check
 	rm -rf build/test-results build/test-packed
-	$(export_test_settings) && $(BIN)/python -m pytest tests $(PYTEST_OPTIONS)
-	$(export_test_settings) && $(BIN)/python -m pytest --nbval --nbval-cell-timeout=300 --timeout=0 $(PYTEST_OPTIONS) \
+	$(export_test_settings) && $(PYTEST) -n 2 --dist worksteal tests
+	$(export_test_settings) && $(PYTEST) -n 3 --dist loadfile --timeout=0 --nbval --nbval-cell-timeout=300 \
 	    $(LESSONS) $(SOLUTIONS)
 
 test-all:

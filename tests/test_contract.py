@@ -420,7 +420,9 @@ def hasty(function, *given):
     ids=ids,
 )
 def test_a_broken_promise_is_found_and_no_other(files, pipeline, broken, found, monkeypatch):
-    monkeypatch.setattr(contract, "run", lambda function, *given, timeout: run(hasty, function, *given, timeout=timeout))
+    monkeypatch.setattr(
+        contract, "run", lambda function, *given, timeout: run(hasty, function, *given, timeout=timeout)
+    )
     if not TEST_ALL:
         monkeypatch.setattr(contract, "_MORE_LOOKS", 1)
     assert_broken(check_pipeline(pipeline, files), pipeline, broken, found)

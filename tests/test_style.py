@@ -371,7 +371,8 @@ def test_two_trainings_do_not_share_a_folder(settings_file, photographs, tmp_pat
 # ---- stylise, preview, export ----------------------------------------------------------------------------------------
 
 
-LOAD_WITH_KERAS_AND_WITHOUT = f"""
+# A saved model needs nothing of this project; the Keras file needs the layers of the network.
+LOAD_BOTH = f"""
 import sys
 import numpy as np
 import tensorflow as tf
@@ -394,7 +395,7 @@ def test_export_gives_the_same_picture_in_a_fresh_process(trained, tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (41, 30, 3), np.uint8)
     np.save(tmp_path / "picture.npy", picture)
     expected = stylise(load_network(trained), picture)
-    code = [sys.executable, "-c", LOAD_WITH_KERAS_AND_WITHOUT]
+    code = [sys.executable, "-c", LOAD_BOTH]
     subprocess.run(code, cwd=tmp_path, check=True, timeout=COMMAND_S)
     for name in ("saved_model", "keras"):
         found = np.load(tmp_path / f"{name}.npy").astype(int)
