@@ -13,7 +13,6 @@ import types
 import cloudpickle
 import numpy as np
 import pytest
-from conftest import TEST_ALL
 
 from helpers import contract
 from helpers.child import run
@@ -423,8 +422,6 @@ def test_a_broken_promise_is_found_and_no_other(files, pipeline, broken, found, 
     monkeypatch.setattr(
         contract, "run", lambda function, *given, timeout: run(hasty, function, *given, timeout=timeout)
     )
-    if not TEST_ALL:
-        monkeypatch.setattr(contract, "_MORE_LOOKS", 1)
     assert_broken(check_pipeline(pipeline, files), pipeline, broken, found)
 
 
