@@ -160,7 +160,7 @@ def run_lesson(path: Path, display: _Display | None = None) -> Failure | None:
     for _, cell in cells:  # nothing from another machine may be taken for this one's
         cell.outputs, cell.execution_count = [], None
     client = NotebookClient(notebook, timeout=CELL_TIMEOUT_S, kernel_name="python3", shutdown_kernel="immediate")
-    client.extra_arguments = ["--log-level=ERROR"]  # the kernel warns that it talks to us without encryption
+    client.extra_arguments = ["--log-level=CRITICAL"]  # no warning of missing encryption, no word about Ctrl-C
     count = 0
     try:
         with _kernel(client, path.parent):

@@ -61,7 +61,9 @@ def labels_that_fit_sees(name, files) -> list[int]:
     if name in NOT_FOR_FIT_AS_THEY_ARE:
         from helpers.pipelines.generator import forever
 
-        model.fit(forever(batches), steps_per_epoch=len(batches), shuffle=False, verbose=0)
+        endless = forever(batches)
+        model.fit(endless, steps_per_epoch=len(batches), shuffle=False, verbose=0)
+        endless.close()  # ends the threads of the queues
     else:
         model.fit(batches, verbose=0)
     return seen

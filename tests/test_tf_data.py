@@ -138,26 +138,22 @@ def row_numbers(files):
     return ImageFiles(files.paths, np.arange(len(files)), files.paths)
 
 
-def orders(files, seed):
-    """Return the row numbers of three epochs."""
-    from helpers.pipelines.tf_data import tf_data
-
-    dataset = tf_data(row_numbers(files), image_size=(8, 8), batch_size=8, seed=seed)
-    return [np.concatenate([labels for _, labels in dataset.as_numpy_iterator()]).tolist() for _ in range(3)]
-
-
-def orders_under_a_seed_for_all(files):
+def orders(files, seed, seed_for_all=None):
+    """Return the row numbers of three epochs, where the program has set a seed for all of TensorFlow, or none."""
     import tensorflow as tf
 
-    tf.random.set_seed(3)
+    from helpers.pipelines.tf_data import tf_data
+
+    tf.random.set_seed(seed_for_all)
+    dataset = tf_data(row_numbers(files), image_size=(8, 8), batch_size=8, seed=seed)
     try:
-        return orders(files, 5)
+        return [np.concatenate([labels for _, labels in dataset.as_numpy_iterator()]).tolist() for _ in range(3)]
     finally:
         tf.random.set_seed(None)
 
 
 def several_orders(files):
-    return orders(files, 5), orders(files, 6), orders_under_a_seed_for_all(files), orders(files, 5)
+    return orders(files, 5), orders(files, 6), orders(files, 5, seed_for_all=3), orders(files, 5)
 
 
 def test_orders_come_again_in_another_process(files):
