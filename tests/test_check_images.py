@@ -88,14 +88,14 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def told():
+def progress():
     """What was said of the progress of the inspection: the total and the steps."""
     return [], []
 
 
 @pytest.fixture(scope="module")
-def inspection(folder, told):
-    totals, steps = told
+def inspection(folder, progress):
+    totals, steps = progress
     return inspect_folder(folder, on_total=totals.append, on_progress=steps.append)
 
 
@@ -189,15 +189,15 @@ module_look_at_all = module._look_at_all
 def test_a_file_that_crashes_or_hangs_a_decoder_is_a_finding(tmp_path, monkeypatch):
     write_images(tmp_path, 12, class_names=("a",))
     monkeypatch.setattr(module, "_look_at_all", deadly_look_at_all)
-    told = []
-    found = inspect_folder(tmp_path, min_per_class=1, on_progress=told.append, silence_s=1.5)
+    progress = []
+    found = inspect_folder(tmp_path, min_per_class=1, on_progress=progress.append, silence_s=1.5)
     assert [(one.path, one.kind) for one in found.findings] == [("a/0003.jpg", "deadly"), ("a/0006.jpg", "deadly")]
-    assert sum(told) == 12
+    assert sum(progress) == 12
     assert found.classes == {"a": 10}
 
 
-def test_progress(inspection, told):
-    totals, steps = told
+def test_progress(inspection, progress):
+    totals, steps = progress
     assert totals == [inspection.files]
     assert sum(steps) == inspection.files
 
@@ -288,8 +288,8 @@ def test_a_quarantine_that_is_interrupted_can_be_undone(looking_here, small, tmp
 def test_the_command(looking_here, folder, small, tmp_path, capsys):
     script = load_script()
     assert script.main([str(folder), "--json", str(tmp_path / "found.json")]) == 1
-    told = capsys.readouterr().out
-    assert "too large" in told and "images/min" in told
+    output = capsys.readouterr().out
+    assert "too large" in output and "images/min" in output
     found = json.loads((tmp_path / "found.json").read_text())
     assert kinds_of([Finding(one["path"], one["kind"], "") for one in found["findings"]])["bomb.png"] == {"too large"}
     assert script.main([str(small), "--min-per-class", "1", "--quarantine", str(tmp_path / "away")]) == 1
@@ -320,9 +320,9 @@ def test_ctrl_c(image_folder):
     while process.poll() is None and not psutil.Process(process.pid).children():
         time.sleep(0.05)  # until it looks at the images
     os.killpg(process.pid, signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=60)
     assert process.returncode in (0, 130)  # it may have been quick
-    assert "Traceback" not in told
+    assert "Traceback" not in error
 
 
 def test_a_label_in_doubt_is_not_moved_unless_asked_for(looking_here, tmp_path, capsys):
