@@ -51,7 +51,7 @@ _REFERENCE_S = {
     "09_style_transfer": (120, 240),
     "10_other_loaders": (60, 240),
 }
-_REFERENCE_DECODE_MS = 2.0  # see _pace
+_REFERENCE_DECODE_MS = 1.28  # see _pace
 _UNKNOWN_S = 120  # a lesson that is not in the list
 
 
