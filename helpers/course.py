@@ -139,6 +139,7 @@ def _run_lessons(lessons: list[Path], seconds: _Seconds) -> list[Failure]:
     failures = []
     with _Display(lessons, seconds) as display:
         for path in lessons:
+            display.show(path, 0)
             started = time.monotonic()
             failure = run_lesson(path, display)
             took = time.monotonic() - started
@@ -338,7 +339,6 @@ class _Display:
     def end_lesson(self, path: Path, took: float, failed: bool) -> None:
         """Print a line for a lesson that has ended, well or not."""
         self.done += self.expected[path]
-        self.show(path, 0)
         left = f"    {self._left(self.done)}" if self.total - self.done > 1 else ""
         print(f"{_name(path):26}{'  FAILED' if failed else ''}{took:6.0f} s{left}", flush=True)
 
