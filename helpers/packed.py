@@ -40,6 +40,7 @@ import numpy as np
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from helpers.images import ImageFiles, read_image
+from helpers.limits import usable_cores
 
 __all__ = ["MixedPackError", "Packed", "default_folder", "default_packs_in", "pack"]
 
@@ -174,7 +175,7 @@ def _pack(
     _begin(folder, settings, len(files), alone=shard_of is None)
     first, step = (0, 1) if shard_of is None else (shard_of[0] - 1, shard_of[1])
     first_row, shards = 0, []
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(workers or usable_cores()) as pool:
         for number, part in enumerate(_parts(files, rows_per_shard)):
             if number % step != first:
                 first_row += len(part)  # as many as there will be, if none is left out

@@ -8,12 +8,14 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 from test_accelerator import FAKE_NVML
 
+from helpers.accelerator import EmulatedAccelerator
 from helpers.measure import Measurement
 from helpers.scoreboard import load
 
@@ -110,6 +112,18 @@ def test_no_run_begins_that_would_not_end_in_time(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "3 runs did not fit into 0.01 minutes; the same command goes on with them" in done.stdout
     assert not list(tmp_path.glob("*.jsonl"))
+
+
+def test_a_run_that_the_clock_cut_off_is_not_kept(gpu_benchmark, monkeypatch, files, tmp_path):
+    def waits(files, **settings):
+        time.sleep(600)
+
+    monkeypatch.setattr(gpu_benchmark, "_SHORTEST_RUN_S", 0.0)
+    monkeypatch.setitem(gpu_benchmark.PIPELINES, "generator", waits)
+    options, accelerator = gpu_benchmark._parse([*SMALL]), EmulatedAccelerator(1000)
+    clock = gpu_benchmark._Clock(minutes=3 / 60)
+    assert gpu_benchmark._one_run("generator", 0, accelerator, options, files, tmp_path, clock) is None
+    assert not list(tmp_path.glob("*.json"))
 
 
 def test_without_a_gpu_it_says_so(gpu_benchmark, monkeypatch, capsys, tmp_path):
