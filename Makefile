@@ -38,7 +38,7 @@ lab: $(READER)
 test: check
 	rm -rf build/test-results build/test-packed
 	$(export_test_settings) && $(PYTEST) -n 2 --dist worksteal tests
-	$(export_test_settings) && $(PYTEST) -n 3 --dist loadfile --timeout=0 --nbval --nbval-cell-timeout=300 \
+	$(export_test_settings) && $(PYTEST) -n 2 --dist loadfile --timeout=0 --nbval --nbval-cell-timeout=300 \
 	    $(LESSONS) $(SOLUTIONS)
 
 test-all:

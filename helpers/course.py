@@ -39,17 +39,17 @@ _LAST_ON_THE_ROAD = "07_scoreboard"
 _SMALL = 240  # images
 # Seconds that each lesson took on a quiet machine with two cores, with _SMALL and with DEFAULT_COURSE_IMAGES images.
 _REFERENCE_S = {
-    "00_start_here": (18, 19),
-    "01_load_everything": (60, 133),
-    "02_python_generator": (60, 158),
-    "03_keras_sequence": (80, 206),
-    "04_tf1_queues": (120, 180),
-    "05_tf_data": (150, 300),
-    "06_tf_data_at_full_speed": (150, 330),
-    "07_scoreboard": (40, 60),
-    "08_beyond_one_machine": (140, 150),
-    "09_style_transfer": (120, 240),
-    "10_other_loaders": (60, 240),
+    "00_start_here": (18, 16),
+    "01_load_everything": (83, 119),
+    "02_python_generator": (77, 141),
+    "03_keras_sequence": (129, 150),
+    "04_tf1_queues": (104, 150),
+    "05_tf_data": (158, 240),
+    "06_tf_data_at_full_speed": (188, 250),
+    "07_scoreboard": (38, 53),
+    "08_beyond_one_machine": (130, 133),
+    "09_style_transfer": (117, 240),
+    "10_other_loaders": (13, 15),
 }
 _REFERENCE_DECODE_MS = 1.28  # see _pace
 _UNKNOWN_S = 120  # a lesson that is not in the list
