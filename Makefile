@@ -30,7 +30,7 @@ export_test_settings = export COURSE_IMAGES=240 COURSE_RESULTS="$$PWD/build/test
 .NOTPARALLEL:
 
 course: $(READER)
-	@$(BIN)/course $(if $(ALL),--all) $(if $(AGAIN),--again)
+	@$(BIN)/python tools/run_course.py $(if $(ALL),--all) $(if $(AGAIN),--again)
 
 lab: $(READER)
 	$(BIN)/jupyter lab notebooks

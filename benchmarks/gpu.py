@@ -26,13 +26,14 @@ from rich.console import Console
 from rich.table import Table
 
 from helpers import scoreboard
-from helpers.accelerator import MODELS, KerasAccelerator, gpus
-from helpers.child import ChildError
-from helpers.images import ImageFiles, course_images
+from helpers.accelerators import MODELS, KerasAccelerator
+from helpers.gpu import gpus
+from helpers.folders import ImageFiles, course_images
 from helpers.measure import Measurement, measure, measure_ceiling
-from helpers.packed import default_packs_in
+from helpers.packing import default_packs_in
 from helpers.pipelines import PIPELINES
 from helpers.plots import scoreboard_by_pipeline
+from helpers.sandbox import ChildError
 
 _ROOT = Path(__file__).resolve().parents[1]
 _SHORTEST_RUN_S = 20.0  # assumed until one has been made

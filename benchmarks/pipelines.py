@@ -24,15 +24,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from helpers.accelerator import EmulatedAccelerator
-from helpers.child import ChildResult, run
-from helpers.images import ImageFiles, course_images
-from helpers.limits import decode_fully, decode_rate, decode_reduced
+from helpers.accelerators import EmulatedAccelerator
+from helpers.benchmark.other_loaders import installed
+from helpers.benchmark.rates import decode_fully, decode_rate, decode_reduced
+from helpers.folders import ImageFiles, course_images
 from helpers.measure import Trial, measure, settled_mib
-from helpers.packed import Packed, pack
+from helpers.packed import Packed, hash_of_index
+from helpers.packing import pack
 from helpers.pipelines import PIPELINES
-from helpers.pipelines.other_loaders import installed
-from helpers.pipelines.style_feeds import style_queues, style_tf_data
+from helpers.sandbox import ChildResult, run
+from helpers.style.feeds import style_queues, style_tf_data
 
 _SIZE = (224, 224)
 _BATCH_SIZE = 64
@@ -235,6 +236,7 @@ def _as_if_many(packed: Packed, folder: Path) -> Packed:
     for name in ("index.json", "labels.npy"):
         (folder / name).unlink()
     settings = {**packed.settings, "rows": times * len(packed), "shards": times * packed.settings["shards"]}
+    settings["sha256"] = hash_of_index(settings)
     (folder / "index.json").write_text(json.dumps(settings))
     np.save(folder / "labels.npy", np.tile(packed.labels, times))
     return Packed(folder)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from helpers.child import report, run
+from helpers.sandbox import report, run
 
 _BUSY_S = 5.0
 _ROUNDS = 8

@@ -12,13 +12,13 @@ import argparse
 import sys
 from pathlib import Path
 
+from inspection import KINDS, Inspection, inspect_folder, put_back, quarantine, save
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from helpers.images import printable
-from helpers.inspection import KINDS, Inspection, inspect_folder, put_back, quarantine, save
+from helpers.files import printable
 
 _MOST_SHOWN = {"error": 10, "warning": 3, "note": 1}  # of each kind
 # Which of two labels is the right one, only the user knows: those files stay unless they are asked for.

@@ -29,11 +29,11 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 import requests
+from download import ArchiveError, fetch, unpack
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from helpers.download import ArchiveError, fetch, unpack
-from helpers.images import IMAGE_SUFFIXES
+from helpers.folders import IMAGE_SUFFIXES
 
 _SPARE_BYTES = 200_000_000  # must stay free on the disk
 _PROJECT_ROOT = Path(__file__).resolve().parents[1]

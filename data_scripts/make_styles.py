@@ -14,6 +14,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from helpers.files import ExitStatus
+from helpers.style.pictures import save_picture
+
 __all__ = ["STYLES", "make_styles"]
 
 SEED = 1707
@@ -137,20 +140,15 @@ def make_styles(folder: str | Path, *, size: int = DEFAULT_SIZE_PX) -> list[Path
     """
     if not MIN_SIZE_PX <= size <= MAX_SIZE_PX:
         raise ValueError(f"size is {size}; it must be between {MIN_SIZE_PX} and {MAX_SIZE_PX}")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.png" for name in STYLES]
+    paths = [Path(folder) / f"{name}.png" for name in STYLES]
     for number, (path, draw) in enumerate(zip(paths, STYLES.values(), strict=True)):
         if not path.exists():
-            picture = draw(np.random.default_rng((SEED, number)), size)
-            part = path.with_name(f"{path.name}.part")  # whole or not at all
-            part.write_bytes(cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes())
-            part.replace(path)
+            save_picture(draw(np.random.default_rng((SEED, number)), size), path)
     return paths
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; return 0, or 2 for what cannot be done."""
+def main(arguments: list[str] | None = None) -> ExitStatus:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--to", type=Path, metavar="DIR", default=DEFAULT_FOLDER, help="default: data/styles")
     parser.add_argument("--size", type=int, metavar="PX", default=DEFAULT_SIZE_PX, help="sides (default: 512)")
@@ -159,9 +157,9 @@ def main(arguments: list[str] | None = None) -> int:
         paths = make_styles(options.to, size=options.size)
     except (ValueError, OSError) as error:
         print(f"make_styles.py: {error}", file=sys.stderr)
-        return 2
+        return ExitStatus.CANNOT
     print(f"{', '.join(path.stem for path in paths)}: in {options.to}")
-    return 0
+    return ExitStatus.FINE
 
 
 if __name__ == "__main__":

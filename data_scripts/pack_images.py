@@ -22,8 +22,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from helpers.images import find_images
-from helpers.packed import KINDS, ROWS_PER_SHARD, Packed, pack
+from helpers.folders import find_images
+from helpers.packed import Packed
+from helpers.packing import KINDS, ROWS_PER_SHARD, pack
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from helpers.images import ImageFiles, find_images
+from helpers.folders import ImageFiles, find_images
 from helpers.service import ServiceError, registered_workers
 
 IMAGE_SIZE = (224, 224)
@@ -80,7 +80,7 @@ def train(files: ImageFiles, dispatcher: str, epochs: int) -> Iterator[tuple[int
     import numpy as np
     import tensorflow as tf
 
-    from helpers.accelerator import small_cnn
+    from helpers.accelerators import small_cnn
     from helpers.pipelines.tf_data import tf_data
 
     files = ImageFiles(tuple(map(os.path.abspath, files.paths)), files.labels, files.class_names)

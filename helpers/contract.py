@@ -22,12 +22,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from helpers import memory
-from helpers.accelerator import name_of
-from helpers.child import ChildResult, run
-from helpers.images import ImageFiles, read_image
+from helpers.accelerators import name_of
+from helpers.folders import ImageFiles
+from helpers.images import read_image
 from helpers.measure import images_and_labels, loaded, renamed, settled_mib
-from helpers.packed import default_packs_in
+from helpers.packing import default_packs_in
+from helpers.sandbox import ChildResult, Outcome, memory, run
 
 __all__ = ["ContractReport", "Promise", "check_pipeline"]
 
@@ -147,7 +147,7 @@ def _promises(
     pipeline: Callable, files: ImageFiles, reference: _Reference, tolerance: float, timeout: float
 ) -> tuple[Promise, ...]:
     content = run(_content, pipeline, files, reference, tolerance, timeout=timeout)
-    if content.outcome == "hung":
+    if content.outcome == Outcome.HUNG:
         found = _unfinished(content)
         return tuple(Promise(number, False, found) for number in PROMISES)
     with ThreadPoolExecutor() as at_once:  # none of these measures time
@@ -274,7 +274,7 @@ def _thumbnails(images: np.ndarray) -> np.ndarray:
 
 
 def _judge_content(content: ChildResult, stops: ChildResult, reference: _Reference, files: ImageFiles) -> list[Promise]:
-    if content.outcome != "finished":
+    if content.outcome != Outcome.FINISHED:
         found = _unfinished(content)
         return [Promise(number, False, found) for number in (1, 2, 3, 4)]
     value = content.value
@@ -314,7 +314,7 @@ def _judge_order(value: dict, stops: ChildResult, reference: _Reference) -> Prom
         if _without_repeats(orders[name]) != _without_repeats(in_file_order):
             faults.append(f"shuffle=False does not keep the files' order ({name} epoch)")
             break
-    if stops.outcome == "finished" and stops.value["order"] != orders["first"]:
+    if stops.outcome == Outcome.FINISHED and stops.value["order"] != orders["first"]:
         faults.append("the same seed gave another order in another process")
     return Promise(3, not faults, "; ".join(faults))
 
@@ -409,11 +409,11 @@ def _more(before: dict, after: dict) -> list[str]:
 def _judge_stops(content: ChildResult, stops: ChildResult, files: ImageFiles) -> Promise:
     faults = []
     count = None
-    if content.outcome == "finished":
+    if content.outcome == Outcome.FINISHED:
         count, second = (len(content.value[name]) for name in ("first", "second"))
         if second == 0 or count != second:
             faults.append(f"{count} images in the first pass, {second} in the second")
-    if stops.outcome != "finished":
+    if stops.outcome != Outcome.FINISHED:
         faults.append(_unfinished(stops))
     else:
         faults += _more(stops.value["before"], stops.value["after"])
@@ -444,7 +444,7 @@ def _memory_of_epochs(pipeline: Callable, files: ImageFiles, epochs: int) -> dic
 def _judge_memory(pipeline: Callable, files: ImageFiles, timeout: float) -> Promise:
     def held(files: ImageFiles, epochs: int) -> ChildResult:
         result = run(_memory_of_epochs, pipeline, files, epochs, timeout=timeout)
-        if result.outcome != "finished":
+        if result.outcome != Outcome.FINISHED:
             raise _DidNotFinish(_unfinished(result))
         return result
 
@@ -518,7 +518,7 @@ def _judge_broken(pipeline: Callable, files: ImageFiles, timeout: float) -> Prom
             damage(broken)
             cases[kind] = (copies, broken)
         result = run(_read_with_broken, pipeline, cases, timeout=timeout)
-    if result.outcome != "finished":
+    if result.outcome != Outcome.FINISHED:
         return Promise(7, False, _unfinished(result))
     faults = [f"{kind}: {fault}" for kind, fault in result.value.items() if fault]
     return Promise(7, not faults, "; ".join(faults))

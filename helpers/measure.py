@@ -28,23 +28,21 @@ from typing import Any
 import numpy as np
 import psutil
 
-from helpers import memory
-from helpers.accelerator import (
-    GpuSampler,
+from helpers.accelerators import (
     ceiling,
     framework_gpu_peak_mib,
-    gpus,
     keras_backend,
     keras_device,
     name_of,
     resident_batch,
     to_device,
 )
-from helpers.child import ChildResult, report, run
-from helpers.images import ImageFiles, printable
-from helpers.limits import usable_cores
-from helpers.packed import default_packs_in
+from helpers.files import printable, usable_cores
+from helpers.folders import ImageFiles
+from helpers.gpu import GpuSampler, gpus
+from helpers.packing import default_packs_in
 from helpers.pipelines import LazyPipeline
+from helpers.sandbox import ChildResult, memory, report, run
 
 __all__ = ["Measurement", "Trial", "machine", "measure", "measure_ceiling", "setting"]
 

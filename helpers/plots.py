@@ -19,8 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from helpers.child import ChildResult
 from helpers.measure import Measurement
+from helpers.sandbox import ChildResult
 
 __all__ = [
     "memory_strip",

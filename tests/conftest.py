@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from helpers.images import find_images
+from helpers.folders import find_images
 
 TEST_ALL = bool(os.environ.get("TEST_ALL"))  # `make test-all`: every case of tests that `make test` samples
 

@@ -28,10 +28,13 @@ from PIL import Image
 from rich.console import Console
 
 from helpers import scoreboard
-from helpers.child import report, run
-from helpers.images import IMAGE_SUFFIXES, decode_image, find_images, find_labelled_images, printable
+from helpers.files import printable
+from helpers.folders import IMAGE_SUFFIXES, find_images, find_labelled_images
+from helpers.images import decode_image
 from helpers.measure import Measurement
-from helpers.packed import Packed, pack
+from helpers.packed import Packed
+from helpers.packing import pack
+from helpers.sandbox import report, run
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a child process need not import pytest
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from test_accelerator import FAKE_NVML
+from test_accelerators import FAKE_NVML
 
-from helpers.accelerator import EmulatedAccelerator
+from helpers.accelerators import EmulatedAccelerator
 from helpers.measure import Measurement
 from helpers.scoreboard import load
 

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from hostile_images import BROKEN, GOOD, JPEG, write_hostile_images
+from inspection import inspect_folder
 
-from helpers.child import run
-from helpers.images import ImageFiles, find_images, printable, read_image
-from helpers.inspection import inspect_folder
+from helpers.files import printable
+from helpers.folders import ImageFiles, find_images
+from helpers.images import read_image
 from helpers.pipelines import PIPELINES
+from helpers.sandbox import run
 
 SIZE = (12, 16)  # a quarter of most of them, so that tf_data_fast decodes them reduced
 # Mean difference from the reference, in levels. A reduced decode shrinks differently; TensorFlow rounds differently.

@@ -66,7 +66,6 @@ def test_the_wheel_imports_and_has_all_its_files(wheel, tmp_path):
         file.extractall(tmp_path)
     info = PathDistribution(next(tmp_path.glob("*.dist-info")))
     assert {line.split("~")[0].split(";")[0].strip() for line in info.requires} == declared()
-    assert [(entry.name, entry.value) for entry in info.entry_points] == [("course", "helpers.course:main")]
     tracked = subprocess.run(["git", "ls-files", "helpers"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     missing = [name for name in tracked if (ROOT / name).exists() and not (tmp_path / name).exists()]
     assert len(tracked) > 20 and not missing
@@ -77,10 +76,8 @@ import helpers, helpers.pipelines
 assert helpers.__file__.startswith({str(tmp_path)!r}), helpers.__file__
 for pipeline in helpers.pipelines.PIPELINES.values():
     pipeline.load()
-for module in pkgutil.iter_modules(helpers.__path__, "helpers."):
-    importlib.import_module(module.name)
-from helpers.course import main
-sys.exit(main([]))
+for module in pkgutil.walk_packages(helpers.__path__, "helpers."):
+    module.name.endswith("__main__") or importlib.import_module(module.name)
 """
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=200)
-    assert run.returncode == 2 and "no lessons there" in run.stderr, run.stderr
+    assert run.returncode == 0, run.stderr

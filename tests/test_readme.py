@@ -35,10 +35,10 @@ NOT_RUN = {
     "make reference": "10 minutes, and its figures mean something on a quiet machine only",
     "python3.12 -m venv .venv": SET_UP,
     ".venv/bin/pip install -r requirements.txt": SET_UP,
-    ".venv/bin/course": "what `make course` runs",
+    ".venv/bin/python tools/run_course.py": "what `make course` runs",
     "py -3.12 -m venv .venv": WINDOWS,
     r".venv\Scripts\pip install -r requirements.txt": WINDOWS,
-    r".venv\Scripts\course": WINDOWS,
+    r".venv\Scripts\python tools\run_course.py": WINDOWS,
     ".venv/bin/python data_scripts/download_images.py flowers": "needs the network",
 }
 SERVERS = ("make lab", "helpers.service dispatcher", "helpers.service worker")  # they have tests of their own

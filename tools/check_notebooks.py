@@ -1,26 +1,35 @@
-"""Find what is wrong with a notebook as it is stored, without running it.
+"""Find what is wrong with a lesson or a solution as it is stored, without running it.
 
     python tools/check_notebooks.py [paths ...]                  one line for each fault, exit status 1; default: all
     python tools/check_notebooks.py --fix-metadata [paths ...]   put the metadata in order, in place
 
-Lessons (`notebooks/`) and solutions (`notebooks/solutions/`) must have been run once, in order, and must carry what
-nbval compares. Sheets (`notebooks/exercises/`) must be empty and match their solutions. Run by `make check` and by the
-tests.
+A notebook must have been run once, in order, and must carry what nbval compares. What others look at is left to them:
+ruff reads the code, nbval runs it, and `tools/export.py --check` makes each sheet of `notebooks/exercises/` from its
+solution. Run by `make check` and by the tests.
 """
 
 import argparse
-import base64
 import json
+import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import nbformat
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from nbformat.validator import ValidationError
+
+from helpers.files import ExitStatus, printable, write_whole
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
+NOT_CHECKED = {".ipynb_checkpoints", "exercises"}  # folders
 
 MAX_IGNORED_SHARE = 0.6  # of a lesson's code cells: nbval must have something left to compare
 MAX_CODE_LINES = 30
@@ -30,8 +39,7 @@ MAX_NOTEBOOK_BYTES = 1_500_000
 
 IGNORE_TAG = "nbval-ignore-output"
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
-KEPT_CELL_METADATA = ("deletable", "editable", "nbgrader", "tags")
-NORMALISE = "run python tools/check_notebooks.py --fix-metadata"
+KEPT_CELL_METADATA = ("nbgrader", "tags")
 
 NBVAL_COMMENT = re.compile(r"^\s*#+\s*((?:NBVAL|PYTEST_VALIDATE)_\w+)\s*$", re.MULTILINE)
 MACHINE_PATH = re.compile(
@@ -39,12 +47,6 @@ MACHINE_PATH = re.compile(
     r"(?:/home/\w[\w.-]*|/Users/\w[\w.-]*|/root\b|/tmp/|/work/|/var/folders/)"
     r"|\b[A-Za-z]:[\\/]+Users\b"
 )
-FENCE = re.compile(r"^ {0,3}(```+|~~~+)[^\n]*\n.*?(?:^ {0,3}\1[^\S\n]*$|\Z)", re.MULTILINE | re.DOTALL)
-CODE_SPAN = re.compile(r"(?<!`)(`+)(?!`).+?(?<!`)\1(?!`)", re.DOTALL)
-COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
-MATHS = re.compile(r"\$\$.+?\$\$|\$[^$\n]+\$", re.DOTALL)
-LINK = re.compile(r"\]\(\s*<?([^)\s>]+)|^ {0,3}\[[^\]]+\]:\s*(\S+)|(?:href|src)=[\"']([^\"']+)", re.MULTILINE)
-EXCLAMATION = re.compile(r"\S*[^\s!]!+(?=[\s\"'\u201d\u2019)\]*_?.]|$)")
 
 Faults = Iterator[tuple[int | None, str]]  # the cell's number, counted from 1, and what is wrong with it
 
@@ -66,70 +68,57 @@ class Notebook:
         return [(number, cell) for number, cell in self.cells if cell["cell_type"] == "code"]
 
     @cached_property
-    def prose(self) -> list[tuple[int, str]]:
-        """Each markdown cell's text without its code and its comments."""
+    def prose(self) -> list[tuple[int, Token]]:
+        """The Markdown tokens of each markdown cell, those inside paragraphs included."""
         texts = [(number, _text(cell["source"])) for number, cell in self.cells if cell["cell_type"] == "markdown"]
-        return [(number, COMMENT.sub("", CODE_SPAN.sub("code", FENCE.sub("", text)))) for number, text in texts]
+        blocks = [(number, block) for number, text in texts for block in MarkdownIt().parse(text)]
+        return [(number, token) for number, block in blocks for token in [block, *(block.children or ())]]
+
+    def headings(self, tag: str) -> list[int]:
+        """Return the number of the cell of each heading: `tag` is h1 or h2."""
+        return [number for number, token in self.prose if token.type == "heading_open" and token.tag == tag]
 
 
 def check(path: Path) -> list[str]:
-    """Return the faults of one notebook; its folder says whether it is a lesson, a solution or a sheet."""
-    kinds = {"solutions": check_solution, "exercises": check_sheet}
-    return kinds.get(Path(path).resolve().parent.name, check_lesson)(path)
-
-
-def check_lesson(path: Path) -> list[str]:
-    """Return the faults of a lesson, one line each; none when it is clean."""
-    return _apply(path, [*RUN_RULES, _ignored_share])
-
-
-def check_solution(path: Path) -> list[str]:
-    """Return the faults of a solution notebook, one line each; none when it is clean."""
-    return _apply(path, RUN_RULES)
-
-
-def check_sheet(path: Path) -> list[str]:
-    """Return the faults of an exercise sheet, one line each; none when it is clean."""
-    return _apply(path, [_metadata, _empty, _as_solution])
-
-
-def fix_metadata(path: Path) -> bool:
-    """Put a notebook's metadata in order, in place; return whether anything had to change."""
-    path = Path(path)
-    content = json.loads(path.read_text(encoding="utf-8"))
-    before = json.dumps(content)
-    content["metadata"] = _normal_metadata(content["metadata"])
-    for cell in content["cells"]:
-        cell["metadata"] = _normal_cell_metadata(cell["metadata"])
-    if json.dumps(content) == before:
-        return False
-    text = json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True) + "\n"  # as Jupyter writes it
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(text.encode())
-    part.replace(path)
-    return True
-
-
-def _apply(path: Path, rules: list) -> list[str]:
+    """Return the faults of one notebook, one line each; none when it is clean."""
     try:
-        raw = Path(path).read_bytes()
-        notebook = Notebook(Path(path), len(raw), json.loads(raw))
-    except (OSError, ValueError) as error:
-        return [f"{_name(path)}: cannot be read: {error}; save it again from JupyterLab"]
-    faults = list(_valid(notebook))  # the other rules trust the format
-    if not faults:
-        faults = [fault for rule in rules for fault in rule(notebook)]
+        notebook = _read(path)
+    except ValueError as error:
+        return [str(error)]
+    faults = [fault for rule in RULES for fault in rule(notebook)]
     faults.sort(key=lambda fault: fault[0] or 0)
     return [f"{_name(path)}: {f'cell {number}: ' if number else ''}{what}" for number, what in faults]
 
 
-def _name(path: Path) -> str:
-    path = Path(path)
-    inside = path.resolve().is_relative_to(ROOT)
-    return (path.resolve().relative_to(ROOT) if inside else path).as_posix()
+def fix_metadata(path: Path) -> bool:
+    """Put a notebook's metadata in order, in place; return whether anything had to change."""
+    content = _read(path).content
+    fixed = _in_order(content)
+    if fixed == content:
+        return False
+    write_whole(path, json.dumps(fixed, ensure_ascii=False, indent=1, sort_keys=True) + "\n")  # as Jupyter writes it
+    return True
 
 
 # What a stored notebook is made of ------------------------------------------------------------------------------------
+
+
+def _name(path: Path) -> str:
+    return printable(Path(path).resolve()).removeprefix(f"{ROOT}{os.sep}").replace(os.sep, "/")
+
+
+def _read(path: Path) -> Notebook:
+    """Read a notebook and see that it is valid: nbval does not insist on it, and `tools/export.py` relies on it."""
+    try:
+        raw = path.read_bytes()
+        content = json.loads(raw)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # nbformat only warns of ids that are missing or given twice
+            nbformat.validate(content, version=4, version_minor=5)
+    except (OSError, ValueError, AttributeError, ValidationError, Warning) as error:  # AttributeError: a list
+        found = " ".join(str(error).split())[:200]
+        raise ValueError(f"{_name(path)}: not valid in format 4.5: {found}; save it again from JupyterLab 4") from error
+    return Notebook(path, len(raw), content)
 
 
 def _text(value: str | list[str]) -> str:
@@ -148,59 +137,32 @@ def _output_texts(cell: dict) -> Iterator[str]:
     for out in cell["outputs"]:
         yield _text(out.get("text", ""))
         for mime, data in out.get("data", {}).items():
-            if mime.endswith("json"):
-                yield json.dumps(data, ensure_ascii=False)
-            elif not mime.startswith("image/") or mime == "image/svg+xml":
-                yield _text(data)
+            if not mime.startswith("image/"):
+                yield json.dumps(data, ensure_ascii=False) if mime.endswith("json") else _text(data)
 
 
-def _normal_metadata(metadata: dict) -> dict:
-    language = {key: value for key, value in metadata.get("language_info", {}).items() if key != "version"}
-    return {"kernelspec": KERNELSPEC, "language_info": {**language, "name": "python"}}
+def _in_order(content: dict) -> dict:
+    """Return a notebook's content without the metadata that differ from one machine or editor to the next."""
 
-
-def _normal_cell_metadata(metadata: dict) -> dict:
-    idle = {"tags": [], "deletable": True, "editable": True}
-    return {
-        key: value for key, value in metadata.items() if key in KEPT_CELL_METADATA and value != idle.get(key, object())
-    }
+    language = {**content["metadata"].get("language_info", {}), "name": "python"}
+    language.pop("version", None)
+    cells = []
+    for cell in content["cells"]:
+        kept = {key: cell["metadata"][key] for key in KEPT_CELL_METADATA if cell["metadata"].get(key)}
+        cells.append({**cell, "metadata": kept})
+    return {**content, "metadata": {"kernelspec": KERNELSPEC, "language_info": language}, "cells": cells}
 
 
 # The rules: each takes a notebook and yields its faults ---------------------------------------------------------------
 
 
-def _valid(notebook: Notebook) -> Faults:
-    from nbformat.validator import iter_validate
-
-    content = notebook.content
-    version = (content.get("nbformat"), content.get("nbformat_minor")) if isinstance(content, dict) else None
-    if version != (4, 5):
-        yield None, "is not a notebook of format 4.5; save it again from JupyterLab 4"
-        return
-    for error in iter_validate(content):
-        where = error.absolute_path
-        number = where[1] + 1 if len(where) > 1 and where[0] == "cells" else None
-        yield number, f"not valid in format 4.5: {error.message.splitlines()[0][:200]}; save it again from JupyterLab 4"
-    seen = {}
-    for number, cell in notebook.cells:
-        first = seen.setdefault(cell.get("id"), number)
-        if first != number:
-            yield number, f"has the same id as cell {first}, {cell.get('id')}; give it one of its own"
-
-
 def _run_in_order(notebook: Notebook) -> Faults:
-    counts = [(number, cell["execution_count"]) for number, cell in notebook.code]
-    remedy = "restart the kernel, run all cells, save"
-    if counts and all(count is None for _, count in counts):
-        yield None, f"was never run, or was stripped, and nbval would pass it unseen; {remedy}"
-        return
-    if counts and not any(cell["outputs"] for _, cell in notebook.code):
-        yield None, f"has no output at all, so it was stripped; {remedy}"
-    for expected, (number, count) in enumerate(counts, start=1):
+    """Name the first cell that was not run in its turn; nbval would not compare what a cell without a count prints."""
+    for expected, (number, cell) in enumerate(notebook.code, start=1):
+        count = cell["execution_count"]
         if count != expected:
             found = "was not run" if count is None else f"has execution count {count}, expected {expected}"
-            empty = not _text(notebook.content["cells"][number - 1]["source"]).strip()
-            yield number, "is empty; delete it" if empty else f"{found}; {remedy}"
+            yield number, f"{found}; delete it if it is empty, restart the kernel, run all cells, save"
             return
 
 
@@ -216,18 +178,17 @@ def _clean_outputs(notebook: Notebook) -> Faults:
                 yield number, "stored a live display, which nbval cannot compare; print text instead"
 
 
-def _tags_and_comments(notebook: Notebook) -> Faults:
+def _marks(notebook: Notebook) -> Faults:
     for number, cell in notebook.code:
-        for tag in _tags(cell):
-            if tag == "raises-exception":
-                yield number, "is tagged raises-exception; show an expected error as a child process's outcome"
-            elif tag.startswith("nbval-") and tag != IGNORE_TAG:
-                yield number, f"is tagged {tag}; the only nbval tag in use is {IGNORE_TAG}"
-        for comment in NBVAL_COMMENT.findall(_text(cell["source"])):
-            yield number, f"has the comment {comment}; remove it (to ignore an output, tag the cell {IGNORE_TAG})"
+        marks = [tag for tag in _tags(cell) if tag.startswith("nbval-") or tag == "raises-exception"]
+        for mark in [*marks, *NBVAL_COMMENT.findall(_text(cell["source"]))]:
+            if mark != IGNORE_TAG:
+                yield number, f"is marked {mark}; remove it: the only mark for nbval in use is the tag {IGNORE_TAG}"
 
 
 def _ignored_share(notebook: Notebook) -> Faults:
+    if notebook.path.resolve().parent.name == "solutions":  # nbgrader's tests are what is compared there
+        return
     ignored = sum(IGNORE_TAG in _tags(cell) for _, cell in notebook.code)
     if ignored > MAX_IGNORED_SHARE * len(notebook.code):
         found = f"{ignored} of {len(notebook.code)} code cells are tagged {IGNORE_TAG}"
@@ -235,12 +196,12 @@ def _ignored_share(notebook: Notebook) -> Faults:
 
 
 def _verdicts(notebook: Notebook) -> Faults:
-    headings = {number for number, text in notebook.prose if re.search(r"^## ", text, re.MULTILINE)}
+    headings = notebook.headings("h2")
     waiting, unanswered = [], []  # ignored cells: that a verdict may still follow; that none follows in their section
     for number, cell in notebook.cells:
         if number in headings:
             # The opening, before the first section, only says which machine and data set these are.
-            unanswered, waiting = (unanswered + waiting if number != min(headings) else unanswered), []
+            unanswered, waiting = (unanswered + waiting if number != headings[0] else unanswered), []
         elif cell["cell_type"] == "code" and IGNORE_TAG in _tags(cell):
             waiting.append(number)
         elif cell["cell_type"] == "code" and _prints(cell):
@@ -253,94 +214,69 @@ def _sizes(notebook: Notebook) -> Faults:
     if notebook.size > MAX_NOTEBOOK_BYTES:
         yield None, f"has {notebook.size:,} bytes, more than {MAX_NOTEBOOK_BYTES:,}; make its figures fewer or smaller"
     for number, cell in notebook.code:
-        longest = max(map(len, _text(cell["source"]).splitlines()), default=0)
+        lines = _text(cell["source"]).splitlines()
+        longest = max(map(len, lines), default=0)
         if longest > MAX_CODE_WIDTH:
             yield number, f"has a line of {longest} characters, more than {MAX_CODE_WIDTH}; a page cuts it off"
-        lines = len(_text(cell["source"]).splitlines())
-        if lines > MAX_CODE_LINES:
-            yield number, f"has {lines} lines, more than {MAX_CODE_LINES}; split it, or move what it does not teach"
-        for out in cell["outputs"]:
-            for mime, data in out.get("data", {}).items():
-                size = _image_bytes(mime, data)
-                if size > MAX_FIGURE_BYTES:
-                    yield number, f"shows a figure of {size:,} bytes, more than {MAX_FIGURE_BYTES:,}; lower its dpi"
-
-
-def _image_bytes(mime: str, data: str | list[str]) -> int:
-    if not mime.startswith("image/"):
-        return 0
-    text = _text(data)
-    return len(text.encode()) if mime == "image/svg+xml" else len(base64.b64decode(text))
+        if len(lines) > MAX_CODE_LINES:
+            yield (
+                number,
+                f"has {len(lines)} lines, more than {MAX_CODE_LINES}; split it, or move what it does not teach",
+            )
+        shown = [item for out in cell["outputs"] for item in out.get("data", {}).items()]
+        for size in [len(_text(data)) * 3 // 4 for mime, data in shown if mime.startswith("image/")]:  # it is in base64
+            if size > MAX_FIGURE_BYTES:
+                yield number, f"shows a figure of {size:,} bytes, more than {MAX_FIGURE_BYTES:,}; lower its dpi"
 
 
 def _machine_paths(notebook: Notebook) -> Faults:
     for number, cell in notebook.cells:
-        found = MACHINE_PATH.search(_text(cell["source"]))
-        if found:
+        if found := MACHINE_PATH.search(_text(cell["source"])):
             yield number, f"names {found[0]!r}, a path of one machine; use a path relative to the course"
         for text in _output_texts(cell) if cell["cell_type"] == "code" else ():
-            found = MACHINE_PATH.search(text)
-            if found:
+            if found := MACHINE_PATH.search(text):
                 yield number, f"its output names {found[0]!r}, a path of one machine; print a relative path"
 
 
 def _metadata(notebook: Notebook) -> Faults:
-    metadata = notebook.content["metadata"]
-    normal = _normal_metadata(metadata)
-    wrong = sorted(key for key in {*metadata, *normal} if metadata.get(key) != normal.get(key))
-    extra = [set(cell["metadata"]) - set(_normal_cell_metadata(cell["metadata"])) for _, cell in notebook.cells]
-    wrong += [f"{key} in {sum(key in keys for keys in extra)} cell(s)" for key in sorted(set().union(*extra))]
+    stored, fixed = notebook.content, _in_order(notebook.content)
+    pairs = [(part["metadata"], other["metadata"]) for part, other in zip(stored["cells"], fixed["cells"], strict=True)]
+    pairs.append((stored["metadata"], fixed["metadata"]))
+    wrong = {key for old, new in pairs for key in {*old, *new} if old.get(key) != new.get(key)}
     if wrong:
-        yield None, f"metadata not in order ({', '.join(wrong)}); {NORMALISE}"
+        keys = ", ".join(sorted(wrong))
+        yield None, f"metadata not in order ({keys}); run python tools/check_notebooks.py --fix-metadata"
 
 
 def _plain_tone(notebook: Notebook) -> Faults:
-    for number, text in notebook.prose:
-        found = EXCLAMATION.search(MATHS.sub("", text))
-        if found:
-            yield number, f"has an exclamation mark ({found[0]!r}); end the sentence with a full stop"
+    for number, token in notebook.prose:
+        if token.type == "text" and "!" in token.content:
+            yield number, f"has an exclamation mark ({token.content!r}); end the sentence with a full stop"
 
 
 def _links(notebook: Notebook) -> Faults:
-    for number, text in notebook.prose:
-        for target in ("".join(groups) for groups in LINK.findall(text)):
-            link = urlsplit(target)
-            if link.scheme or link.netloc or not link.path:
-                continue
-            if not (notebook.path.parent / unquote(link.path)).exists():
-                yield number, f"links to {target}, which is not there; mend the link"
+    for number, token in notebook.prose:
+        target = str(token.attrGet("href") or token.attrGet("src") or "")
+        link = urlsplit(target)
+        if link.scheme or link.netloc or not link.path:
+            continue
+        if not (notebook.path.parent / unquote(link.path)).exists():
+            yield number, f"links to {target}, which is not there; mend the link"
 
 
 def _one_title(notebook: Notebook) -> Faults:
-    titles = [number for number, text in notebook.prose for _ in re.findall(r"^# ", text, re.MULTILINE)]
-    if not titles:
-        yield None, "has no title; start the first cell with `# `"
-    elif titles[0] != 1:
-        yield titles[0], "has the title; it belongs in the first cell"
+    titles = notebook.headings("h1")
+    if titles[:1] != [1]:
+        yield None, "has no title in its first cell; start that cell with `# `, and no other one"
     for number in titles[1:]:
         yield number, "has a second title (`# `); make it a section (`## `)"
 
 
-def _empty(notebook: Notebook) -> Faults:
-    for number, cell in notebook.code:
-        if cell["outputs"] or cell["execution_count"] is not None:
-            yield number, "was run in the exercise sheet; run python tools/export.py"
-
-
-def _as_solution(notebook: Notebook) -> Faults:
-    solution = notebook.path.resolve().parents[1] / "solutions" / notebook.path.name
-    if not solution.exists():
-        yield None, f"has no solution {_name(solution)}; delete the sheet or write its solution"
-        return
-    cells = json.loads(solution.read_text(encoding="utf-8"))["cells"]
-    if [cell.get("id") for cell in cells] != [cell["id"] for _, cell in notebook.cells]:
-        yield None, f"its cell ids are not those of {_name(solution)}; run python tools/export.py"
-
-
-RUN_RULES = [
+RULES = [
     _run_in_order,
     _clean_outputs,
-    _tags_and_comments,
+    _marks,
+    _ignored_share,
     _verdicts,
     _sizes,
     _machine_paths,
@@ -352,26 +288,9 @@ RUN_RULES = [
 
 
 def find_notebooks(paths: list[Path]) -> list[Path]:
-    """Return the notebooks that the paths, files or folders, stand for, in order."""
-    found = []
-    for path in paths:
-        inside = [] if path.is_file() else path.rglob("*.ipynb")
-        found += [path] if path.is_file() else [one for one in inside if ".ipynb_checkpoints" not in one.parts]
-    return sorted(set(found))
-
-
-def _fix_all(notebooks: list[Path]) -> int:
-    changed, unread = 0, 0
-    for path in notebooks:
-        try:
-            if fix_metadata(path):
-                print(f"{_name(path)}: metadata put in order")
-                changed += 1
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            print(f"{_name(path)}: cannot be read: {error!r}; save it again from JupyterLab")
-            unread += 1
-    print(f"{changed} of {len(notebooks)} notebooks changed")
-    return 1 if unread else 0
+    """Return the lessons and solutions that the paths, files or folders, stand for, in order."""
+    found = [one for path in paths for one in ([path] if path.is_file() else path.rglob("*.ipynb"))]
+    return sorted({path for path in found if path.absolute().parent.name not in NOT_CHECKED})
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -380,16 +299,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--fix-metadata", action="store_true", help="put the metadata in order, in place")
     parser.add_argument("paths", nargs="*", type=Path, default=[NOTEBOOKS], help="notebooks or folders (default: all)")
     options = parser.parse_args(arguments)
-    missing = [path for path in options.paths if not path.exists()]
-    if missing:
-        print("\n".join(f"{path.as_posix()}: is not there; name a notebook or a folder" for path in missing))
-        return 1
+    for path in options.paths:
+        if not path.exists():
+            parser.error(f"{path.as_posix()}: is not there; name a notebook or a folder")
     notebooks = find_notebooks(options.paths)
     if options.fix_metadata:
-        return _fix_all(notebooks)
+        fixed = [path for path in notebooks if fix_metadata(path)]
+        print(*(f"{_name(path)}: metadata put in order\n" for path in fixed), sep="", end="")
+        print(f"{len(fixed)} of {len(notebooks)} notebooks changed")
+        return ExitStatus.FINE
     faults = [fault for path in notebooks for fault in check(path)]
     print("\n".join(faults) if faults else f"{len(notebooks)} notebooks checked, no fault found")
-    return 1 if faults else 0
+    return ExitStatus.FOUND if faults else ExitStatus.FINE
 
 
 if __name__ == "__main__":

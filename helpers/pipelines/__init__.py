@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable
 
-from helpers.images import ImageFiles
+from helpers.folders import ImageFiles
 
 __all__ = ["PIPELINES"]
 

@@ -6,7 +6,7 @@
 __all__ = [
     "LONGEST_WAIT_S",
     "Epoch",
-    "Epochs",
+    "EpochHooks",
     "KerasSequence",
     "Processes",
     "begin_worker",
@@ -154,7 +154,7 @@ class Processes:
 
 
 # %% ../../notebooks/03_keras_sequence.ipynb #export-hooks
-class Epochs(keras.utils.PyDataset):
+class EpochHooks(keras.utils.PyDataset):
     """Keeps `epoch`, the `Epoch` that is read now or comes next."""
 
     def __init__(self, make_epoch, workers, max_queue_size):
@@ -177,7 +177,7 @@ class Epochs(keras.utils.PyDataset):
 
 
 # %% ../../notebooks/03_keras_sequence.ipynb #export-class
-class KerasSequence(Epochs):
+class KerasSequence(EpochHooks):
     """Batches by number, in a new order each epoch; see `keras_sequence`."""
 
     def __init__(self, make_epoch, count, workers, max_queue_size, skipped):

@@ -5,7 +5,6 @@
 # %% auto #0
 __all__ = [
     "EpochGraph",
-    "Epochs",
     "decode",
     "decode_all",
     "decode_or_skip",
@@ -148,22 +147,8 @@ def run_epoch(queues, file_count):
         session.close()
 
 
-# %% ../../notebooks/04_tf1_queues.ipynb #export-function
-class Epochs:
-    """Something to loop over again and again; each pass is the next epoch."""
-
-    def __init__(self, epoch, file_count, batch_size, skipped=None):
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}: give at least 1")
-        self.epoch, self.length, self.next_number = epoch, -(-file_count // batch_size), 0
-        self.skipped = skipped
-
-    def __len__(self):
-        return self.length
-
-    def __iter__(self):
-        self.next_number += 1
-        return self.epoch(self.next_number - 1)
+# %% ../../notebooks/04_tf1_queues.ipynb #export-epochs
+from helpers.epochs import Epochs
 
 
 # %% ../../notebooks/04_tf1_queues.ipynb #export-tf1-queues

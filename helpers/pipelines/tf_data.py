@@ -16,7 +16,6 @@ __all__ = [
     "read_checked",
     "read_or_skip",
     "tf_data",
-    "usable_cores",
     "without_autotuning",
     "without_skipped",
 ]
@@ -40,11 +39,7 @@ def decode(data, image_size, channels):
 
 
 # %% ../../notebooks/05_tf_data.ipynb #export-cores
-def usable_cores():
-    """Return the number of CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+from helpers.files import usable_cores
 
 
 # %% ../../notebooks/05_tf_data.ipynb #export-options

@@ -7,9 +7,9 @@ __all__ = ["crop_and_flip", "packed_batches", "tf_data_packed"]
 import cv2
 import numpy as np
 
+from helpers.files import usable_cores
 from helpers.images import BrokenFiles
-from helpers.packed import default_folder, pack
-from helpers.pipelines.tf_data import usable_cores
+from helpers.packing import default_folder, pack
 from helpers.pipelines.tf_data_fast import map_rows, rows_of_batches
 
 

@@ -6,6 +6,7 @@ __all__ = ["in_background", "threaded_generator"]
 # %% ../../notebooks/02_python_generator.ipynb #export-imports
 import numpy as np
 
+from helpers.epochs import Epochs
 from helpers.images import BrokenFiles, read_image
 
 
@@ -27,24 +28,6 @@ def read_epoch(files, number, *, image_size, batch_size, shuffle, seed, channels
         if kept:
             yield images[: len(kept)], files.labels[kept]
     broken.require(delivered)
-
-
-# %% ../../notebooks/02_python_generator.ipynb #export-epochs
-class Epochs:
-    """Something to loop over again and again; each pass is the next epoch."""
-
-    def __init__(self, epoch, file_count, batch_size, skipped=None):
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}: give at least 1")
-        self.epoch, self.length, self.next_number = epoch, -(-file_count // batch_size), 0
-        self.skipped = skipped
-
-    def __len__(self):
-        return self.length
-
-    def __iter__(self):
-        self.next_number += 1
-        return self.epoch(self.next_number - 1)
 
 
 # %% ../../notebooks/02_python_generator.ipynb #export-thread-imports

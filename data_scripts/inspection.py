@@ -1,0 +1,596 @@
+"""Look into every file of a folder of images: what cannot be used, what is not what it seems, what is there twice.
+
+Called by `data_scripts/check_images.py`. Each file is decoded by OpenCV and by TensorFlow, the two decoders of the
+course's pipelines, in a watched child process: a file that crashes a decoder, hangs it or eats all memory is a finding.
+"""
+
+from __future__ import annotations
+
+import errno
+import filecmp
+import hashlib
+import io
+import json
+import os
+import shutil
+import stat
+import tempfile
+import threading
+import time
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from filelock import FileLock, Timeout
+from PIL import Image
+
+from helpers.files import usable_cores
+from helpers.folders import IMAGE_SUFFIXES
+from helpers.images import decode_image
+from helpers.sandbox import report, run
+
+__all__ = ["KINDS", "Finding", "Inspection", "inspect_folder", "put_back", "quarantine", "save"]
+
+ERROR, WARNING, NOTE = "error", "warning", "note"
+KINDS = {
+    "unreadable": (ERROR, "cannot be read"),
+    "empty": (ERROR, "no bytes at all"),
+    "truncated": (ERROR, "ends too early"),
+    "undecodable": (ERROR, "a decoder refuses it"),
+    "too large": (ERROR, "more pixels than --max-pixels; not decoded"),
+    "deadly": (ERROR, "crashes or hangs a decoder, or eats all memory"),
+    "two labels": (ERROR, "the same content in two classes"),
+    "misnamed": (WARNING, "another format than its name says"),
+    "cmyk": (WARNING, "colours for print; decoders convert them differently"),
+    "16-bit": (WARNING, "more than 8 bits a channel; the rest is dropped"),
+    "rotated": (WARNING, "upright only after the rotation that its header asks for, which no pipeline here does"),
+    "animated": (WARNING, "several pictures; the first one counts"),
+    "decoders disagree": (WARNING, "OpenCV and TensorFlow give different pixels"),
+    "duplicate": (WARNING, "the same content as another file of its class"),
+    "few images": (WARNING, "a class with few images"),
+    "transparent": (NOTE, "transparency is dropped"),
+    "grayscale": (NOTE, "gray; decoded to three equal channels"),
+    "not looked at": (NOTE, "no image by its name"),
+}
+_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WEBP"}
+_DISAGREE_LEVELS = 6.0  # mean difference, of 255; two correct JPEG decoders differ by one or two
+_ORIENTATION = 0x0112
+_SILENCE_S = 60.0  # without a finished file, a decoder hangs
+_CHUNK_TIMEOUT_S = 24 * 3600.0
+_LOG = "quarantine.jsonl"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about one file, or one class.
+
+    Attributes
+    ----------
+    path : str
+        Below the folder.
+    kind : str
+        A key of `KINDS`.
+    detail : str
+    """
+
+    path: str
+    kind: str
+    detail: str
+
+    @property
+    def severity(self) -> str:
+        """``error`` for what ends a training or spoils it, ``warning`` for what surprises, ``note`` for the rest."""
+        return KINDS[self.kind][0]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found in a folder.
+
+    Attributes
+    ----------
+    folder : Path
+    files : int
+        Looked into.
+    findings : tuple of Finding
+        In the order of `KINDS`, then of names.
+    classes : dict
+        Number of usable images in each class folder; those that lie in no folder under an empty name.
+    seconds : float
+    """
+
+    folder: Path
+    files: int
+    findings: tuple[Finding, ...]
+    classes: dict[str, int]
+    seconds: float
+
+    def of(self, severity: str) -> list[Finding]:
+        """Return the findings of one severity."""
+        return [one for one in self.findings if one.severity == severity]
+
+    def to_json(self) -> str:
+        """Return all findings, and the counts, as indented JSON."""
+        values = {
+            "folder": str(self.folder),
+            "files": self.files,
+            "classes": self.classes,
+            "findings": [{**asdict(one), "severity": one.severity} for one in self.findings],
+        }
+        return json.dumps(values, indent=1)
+
+
+def save(inspection: Inspection, path: str | os.PathLike) -> None:
+    """Write what was found to a file, as JSON; it is there as a whole, or as it was before.
+
+    Raises
+    ------
+    OSError
+        If it could not be written, for example because the disk is full.
+    """
+    _write_whole(Path(path), inspection.to_json().encode())
+
+
+# ---- looking ---------------------------------------------------------------------------------------------------------
+
+
+def inspect_folder(
+    folder: str | os.PathLike,
+    *,
+    max_pixels: int = 100_000_000,
+    min_per_class: int = 10,
+    on_progress: Callable[[int], object] = lambda count: None,
+    on_total: Callable[[int], object] = lambda count: None,
+    silence_s: float = _SILENCE_S,
+) -> Inspection:
+    """Decode every image below a folder twice, and say what is wrong with which.
+
+    Parameters
+    ----------
+    folder : path
+        One folder of images for each class, or any other arrangement.
+    max_pixels : int
+        An image with more is not decoded: a small file can claim a picture that fills the memory.
+    min_per_class : int
+        Fewer usable images than that make a class a finding.
+    on_progress, on_total : callable
+        Told how many files have just been looked into, and before, how many there are.
+    silence_s : float
+        So long a single file may take, in seconds.
+
+    Raises
+    ------
+    FileNotFoundError, NotADirectoryError
+        If there is no such folder.
+    """
+    started = time.monotonic()
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise (NotADirectoryError if folder.exists() else FileNotFoundError)(f"{folder}: no such folder")
+    paths, others, faults = _listed(folder)
+    on_total(len(paths))
+    looks = _looks(folder, paths, max_pixels, on_progress, silence_s)
+    findings = [*faults, *others]
+    findings += [Finding(path, kind, detail) for path, look in looks.items() for kind, detail in look["findings"]]
+    unusable = {one.path for one in findings if one.severity == ERROR}
+    findings += _duplicates({path: look["sha256"] for path, look in looks.items() if path not in unusable})
+    classes = Counter(_class_of(path) for path in looks if path not in unusable)
+    for name in {_class_of(path) for path in looks} - {""}:
+        if classes[name] < min_per_class:
+            findings.append(Finding(name, "few images", f"{classes[name]} usable"))
+    order = list(KINDS)
+    findings.sort(key=lambda one: (order.index(one.kind), one.path))
+    return Inspection(folder, len(paths), tuple(findings), dict(sorted(classes.items())), time.monotonic() - started)
+
+
+def _listed(folder: Path) -> tuple[list[str], list[Finding], list[Finding]]:
+    """Return the images below a folder by their names, what else is there, and folders that cannot be read."""
+    faults: list[Finding] = []
+    paths, others = [], []
+
+    def refuse(error: OSError) -> None:
+        faults.append(Finding(os.path.relpath(error.filename, folder), "unreadable", error.strerror or str(error)))
+
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        for name in sorted(names):
+            path = os.path.relpath(os.path.join(parent, name), folder)
+            if name[0] == ".":
+                continue
+            if name.lower().endswith(IMAGE_SUFFIXES):
+                paths.append(path)
+            else:
+                others.append(Finding(path, "not looked at", os.path.splitext(name)[1] or "no ending"))
+    return paths, others, faults
+
+
+def _looks(
+    folder: Path, paths: list[str], max_pixels: int, on_progress: Callable[[int], object], silence_s: float
+) -> dict[str, dict]:
+    """Return what was seen in each file. A child that dies is followed by one for each file that it had in hand."""
+    looks: dict[str, dict] = {}
+    left = paths
+    while left:
+        suspects, how = _look_in_a_child(folder, left, max_pixels, on_progress, silence_s, looks)
+        for path in suspects:
+            _, alone = _look_in_a_child(folder, [path], max_pixels, on_progress, silence_s, looks)
+            if path not in looks:
+                looks[path] = {"findings": [("deadly", alone)], "sha256": None}
+                on_progress(1)
+        still = [path for path in left if path not in looks]
+        if len(still) == len(left):
+            raise RuntimeError(f"looking at {folder} came to nothing: {how}")
+        left = still
+    return {path: looks[path] for path in paths}
+
+
+def _look_in_a_child(
+    folder: Path,
+    paths: Sequence[str],
+    max_pixels: int,
+    on_progress: Callable[[int], object],
+    silence_s: float,
+    looks: dict[str, dict],
+) -> tuple[list[str], str]:
+    """Add to `looks`; return the files that the child had in hand when it ended too early, and how it ended."""
+    with tempfile.TemporaryDirectory(prefix="inspection-") as place:
+        notes = os.path.join(place, "notes.jsonl")
+        Path(notes).touch()
+        done = threading.Event()
+        watcher = threading.Thread(target=_watch, args=(notes, done, on_progress), daemon=True)
+        watcher.start()
+        try:
+            result = run(_look_at_all, str(folder), list(paths), notes, max_pixels, silence_s, timeout=_CHUNK_TIMEOUT_S)
+        finally:
+            done.set()
+            watcher.join(timeout=10)
+        begun = set()
+        with open(notes, "rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    continue  # torn by the end of the child
+                number, look = json.loads(line)
+                if look is None:
+                    begun.add(number)
+                else:
+                    looks[paths[number]] = look
+        suspects = [paths[number] for number in sorted(begun) if paths[number] not in looks]
+        return suspects, f"{result.outcome}: {result.error}"
+
+
+def _watch(notes: str, done: threading.Event, on_progress: Callable[[int], object]) -> None:
+    """Tell of files that are finished while the child works."""
+    with open(notes, "rb") as file:
+        while True:
+            ended = done.is_set()
+            finished = sum(not line.endswith(b",null]\n") for line in file if line.endswith(b"\n"))
+            if finished:
+                on_progress(finished)
+            if ended:
+                return
+            done.wait(0.2)
+
+
+def _look_at_all(folder: str, paths: list[str], notes: str, max_pixels: int, silence_s: float) -> None:
+    """Look at each file, in threads; note when one is begun and what was seen in it."""
+    import tensorflow as tf
+
+    cv2.setNumThreads(1)
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is looked after here
+    lock = threading.Lock()
+    in_hand: dict[int, float] = {}
+    with open(notes, "ab", buffering=0) as file:
+
+        def note(number: int, look: dict | None) -> None:
+            with lock:
+                file.write(json.dumps([number, look], separators=(",", ":")).encode() + b"\n")
+                if look is None:
+                    in_hand[number] = time.monotonic()
+                else:
+                    in_hand.pop(number, None)
+
+        def work(number: int) -> None:
+            note(number, None)
+            note(number, _look_at(os.path.join(folder, paths[number]), max_pixels))
+
+        ended = threading.Event()
+        guard = threading.Thread(target=_end_when_silent, args=(in_hand, lock, silence_s, ended), daemon=True)
+        guard.start()
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            for future in [pool.submit(work, number) for number in range(len(paths))]:
+                future.result()
+        ended.set()
+    report("done")
+
+
+def _end_when_silent(in_hand: dict[int, float], lock: threading.Lock, silence_s: float, ended: threading.Event) -> None:
+    while not ended.wait(min(1.0, silence_s / 4)):
+        with lock:
+            oldest = min(in_hand.values(), default=time.monotonic())
+        if time.monotonic() - oldest > silence_s:
+            os._exit(errno.ETIME)
+
+
+def _look_at(path: str, max_pixels: int) -> dict:
+    """Return the hash of a file and what is wrong with it, as (kind, detail)."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return {"findings": [("unreadable", "no regular file")], "sha256": None}
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        return {"findings": [("unreadable", error.strerror or str(error))], "sha256": None}
+    if not data:
+        return {"findings": [("empty", "0 bytes")], "sha256": None}
+    findings, is_safe = _header_findings(data, path, max_pixels)
+    if is_safe:
+        findings += _pixel_findings(data, path)
+    return {"findings": findings, "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _header_findings(data: bytes, path: str, max_pixels: int) -> tuple[list[tuple[str, str]], bool]:
+    """Return what the header says, and whether the file may be decoded."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data))
+    except Exception:  # whatever a library makes of a hostile header
+        is_known = _is_known(data)
+        return ([] if is_known else [("undecodable", f"no image; begins with {data[:12]!r}")]), is_known
+    width, height = image.size
+    if width * height > max_pixels:
+        return [("too large", f"{width:,}×{height:,} pixels in {len(data):,} bytes")], False
+    findings = []
+    name_says = _FORMATS.get(os.path.splitext(path)[1].lower())
+    found = {"MPO": "JPEG", "DIB": "BMP"}.get(image.format, image.format)
+    if found != name_says:
+        findings.append(("misnamed", f"{found}, named {os.path.splitext(path)[1]}"))
+    if image.mode == "CMYK":
+        findings.append(("cmyk", "CMYK"))
+    if image.mode.startswith(("I", "F")) or (found == "PNG" and data[24:25] == b"\x10"):
+        findings.append(("16-bit", "16 bits a channel"))
+    if image.mode in ("L", "LA", "1") or image.mode.startswith("I;16"):
+        findings.append(("grayscale", image.mode))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        findings.append(("transparent", image.mode))
+    if (orientation := _orientation(image)) not in (0, 1):
+        findings.append(("rotated", f"EXIF orientation {orientation}"))
+    if found != "JPEG" and (frames := getattr(image, "n_frames", 1)) > 1:
+        findings.append(("animated", f"{frames:,} frames"))
+    return findings, True
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # Pillow would decode the whole picture to look for it
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # a damaged header that no decoder needs
+        return 1
+
+
+def _is_known(data: bytes) -> bool:
+    """Tell whether the bytes begin as an image that OpenCV may decode although Pillow does not."""
+    return data.startswith((b"\xff\xd8", b"\x89PNG", b"BM")) or data[8:12] == b"WEBP"
+
+
+def _pixel_findings(data: bytes, path: str) -> list[tuple[str, str]]:
+    """Decode with both decoders and compare."""
+    import tensorflow as tf
+
+    try:
+        ours = decode_image(data, path)
+    except (ValueError, cv2.error) as error:
+        text = str(error).removeprefix(path).lstrip(": ")
+        return [("truncated" if "truncated" in text else "undecodable", text.partition(";")[0])]
+    if data[8:12] == b"WEBP":
+        return []  # TensorFlow has no decoder for it that `decode_image` uses
+    try:
+        theirs = tf.io.decode_image(data, channels=3, expand_animations=False).numpy()
+    except tf.errors.OpError as error:
+        text = " ".join(error.message.split("}} ")[-1].split(" [Op:")[0].split())
+        cut = (
+            "truncated" if any(word in text.lower() for word in ("premature", "truncated", "end of")) else "undecodable"
+        )
+        return [(cut, f"OpenCV decodes it, TensorFlow does not: {text[:80]}")]
+    if ours.shape != theirs.shape:
+        return [("decoders disagree", f"OpenCV {ours.shape[:2]}, TensorFlow {theirs.shape[:2]} (height, width)")]
+    step = max(1, int((ours.shape[0] * ours.shape[1] / 100_000) ** 0.5))
+    some = ours[::step, ::step].astype(np.int16), theirs[::step, ::step].astype(np.int16)
+    levels = float(np.abs(some[0] - some[1]).mean())
+    return [("decoders disagree", f"by {levels:.0f} levels on average")] if levels > _DISAGREE_LEVELS else []
+
+
+def _duplicates(hashes: dict[str, str]) -> Iterator[Finding]:
+    by_content = defaultdict(list)
+    for path, sha256 in hashes.items():
+        by_content[sha256].append(path)
+    for same in by_content.values():
+        first, *others = sorted(same)
+        for path in others:
+            kind = "duplicate" if _class_of(path) == _class_of(first) else "two labels"
+            yield Finding(path, kind, f"same bytes as {first}")
+
+
+def _class_of(path: str) -> str:
+    return path.partition(os.sep)[0] if os.sep in path else ""
+
+
+# ---- moving ----------------------------------------------------------------------------------------------------------
+
+
+def quarantine(inspection: Inspection, to: str | os.PathLike, kinds: Sequence[str]) -> int:
+    """Move files out of the folder, each to the same place below another one; nothing is ever deleted or overwritten.
+
+    What moves is noted first, in a file that `put_back` reads, so that a move that was interrupted can be undone too.
+
+    Parameters
+    ----------
+    kinds : sequence of str
+        Of findings whose files move.
+
+    Returns
+    -------
+    int
+        How many moved.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be moved, or another run is moving files there. What has moved, stays.
+    """
+    to = Path(to)
+    to.mkdir(parents=True, exist_ok=True)
+    wanted = {one.path: one for one in reversed(inspection.findings) if one.kind in kinds and one.kind != "few images"}
+    there = {inspection.folder / path: finding for path, finding in sorted(wanted.items())}
+    with _held(to):
+        there = {source: finding for source, finding in there.items() if os.path.lexists(source)}
+        _finish_moves(to / _LOG)
+        for source, finding in there.items():
+            if os.path.lexists(source):
+                target = _free(to / finding.path)
+                entry = {"from": str(source.absolute()), "to": str(target.absolute()), "why": finding.kind}
+                _append(to / _LOG, json.dumps(entry).encode() + b"\n")
+                _move(source, target)
+    return len(there)
+
+
+def put_back(folder: str | os.PathLike) -> tuple[int, list[str]]:
+    """Move everything out of a quarantine, back to where it was.
+
+    Returns
+    -------
+    int, list of str
+        How many moved, and what could not, with the reason.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder is no quarantine.
+    OSError
+        If a file cannot be moved, or another run is moving files there. What has moved, stays.
+    """
+    log = Path(folder) / _LOG
+    if not log.exists():
+        raise FileNotFoundError(f"{folder}: no quarantine ({_LOG} is missing)")
+    moved, faults, left = 0, [], []
+    with _held(log.parent):
+        for line, target, source in _entries(log):
+            if not os.path.lexists(source):
+                continue  # put back already, or it has never moved
+            if not os.path.lexists(target):
+                _move(source, target)
+            elif _is_copy(source, target):
+                source.unlink()  # moved to another disk, and interrupted at the very end
+            else:
+                faults.append(f"{target}: there is another file now; {source} stays")
+                left.append(line)
+                continue
+            moved += 1
+        if left:
+            _write_whole(log, b"".join(left))
+        else:
+            log.unlink()
+    return moved, faults
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Keep other runs from moving files into this folder or out of it."""
+    try:
+        lock = FileLock(folder / ".lock").acquire(timeout=0)
+    except Timeout:
+        raise OSError(f"{folder}: another run is moving files there; wait for it, or stop it") from None
+    with lock:
+        yield
+
+
+def _entries(log: Path) -> Iterator[tuple[bytes, Path, Path]]:
+    """Yield each line of a quarantine's log, where the file was, and where it is; leave out a torn line."""
+    for line in log.read_bytes().splitlines(keepends=True):
+        try:
+            entry = json.loads(line)
+            yield line, Path(entry["from"]), Path(entry["to"])
+        except (ValueError, KeyError, TypeError):
+            continue  # torn when the quarantine was interrupted: that file has not moved
+
+
+def _finish_moves(log: Path) -> None:
+    """Finish what an interrupted run began, and take out of its log what never moved."""
+    if not log.exists():
+        return
+    kept = b""
+    for line, source, target in _entries(log):
+        if os.path.lexists(target):
+            kept += line
+            if os.path.lexists(source) and _is_copy(source, target):
+                source.unlink()  # moved to another disk, and interrupted at the very end
+    if kept != log.read_bytes():
+        _write_whole(log, kept)
+
+
+def _is_copy(one: Path, other: Path) -> bool:
+    if one.is_symlink() or other.is_symlink():
+        return one.is_symlink() and other.is_symlink() and os.readlink(one) == os.readlink(other)
+    return one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False)
+
+
+def _append(path: Path, line: bytes) -> None:
+    with _naming(path), open(path, "ab") as file:
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that its name never stands for half of it; what a killed run left is written over."""
+    unfinished = path.with_name(f".{path.name}.part")
+    try:
+        with _naming(path):
+            unfinished.write_bytes(content)
+            os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Add the file to an error that does not say which: a full disk."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or os.fspath(path)
+        raise
+
+
+def _free(path: Path) -> Path:
+    """Return a path that does not exist yet."""
+    candidate, number = path, 1
+    while os.path.lexists(candidate):
+        number += 1
+        candidate = path.with_name(f"{path.stem} ({number}){path.suffix}")
+    return candidate
+
+
+def _move(source: Path, target: Path) -> None:
+    """Move a file, also to another disk; at any moment it is whole in one of the two places."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        unfinished = target.with_name(f".{target.name}.part")
+        try:
+            shutil.copy2(source, unfinished, follow_symlinks=False)
+            unfinished.rename(target)
+        finally:
+            unfinished.unlink(missing_ok=True)
+        source.unlink()

@@ -1,0 +1,5 @@
+import sys
+
+from helpers.benchmark.command import main
+
+sys.exit(main())

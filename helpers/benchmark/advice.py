@@ -1,0 +1,223 @@
+"""From measurements to a choice: which pipeline, which bottleneck, what packing would cost and give.
+
+Called by the benchmark command. Nothing is measured here; every sentence is arithmetic on what was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from helpers.benchmark.rates import Limits
+from helpers.measure import Measurement
+
+__all__ = ["Advice", "Packing", "advise"]
+
+# From the fewest things to understand to the most. TF1's queues are history: they are measured, and not recommended.
+SIMPLEST_FIRST = (
+    "load_everything",
+    "generator",
+    "threaded_generator",
+    "tf_data",
+    "keras_sequence",
+    "tf_data_fast",
+    "tf_data_packed",
+)
+_ENOUGH = 0.95  # of what the accelerator takes alone, as MLPerf Storage asks of most models
+_AS_GOOD = 0.95  # of the best rate: then the simpler one is better
+_SHARE_FOR_IMAGES = 0.25  # of the budget: the model, its training and other programs need memory too
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What it would cost to decode all images once, and what it would give.
+
+    Attributes
+    ----------
+    minutes, gigabytes : float
+        For all images; one GB is 1e9 bytes.
+    fits : bool
+        Whether the disk has that much room now.
+    images_per_s : float
+        Afterwards.
+    epochs_to_pay : float or None
+        After so many epochs, less time has gone by than with the best pipeline that decodes. None if never.
+    """
+
+    minutes: float
+    gigabytes: float
+    fits: bool
+    images_per_s: float
+    epochs_to_pay: float | None
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to use, and why.
+
+    Attributes
+    ----------
+    pipeline : str or None
+        None where none finished.
+    bottleneck : {"accelerator", "decoding", "reading", "pipeline", "unknown"}
+        What keeps the recommended pipeline from being faster; ``pipeline`` where the machine would allow more.
+    sentences : tuple of str
+        For a reader, the most important first.
+    packing : Packing or None
+        None where `tf_data_packed` was not measured.
+    """
+
+    pipeline: str | None
+    bottleneck: str
+    sentences: tuple[str, ...]
+    packing: Packing | None
+
+
+def advise(
+    measurements: Iterable[Measurement], limits: Limits, *, all_images: int, free_disk_bytes: float, budget_mib: float
+) -> Advice:
+    """Choose a pipeline for a data set of which a part was measured.
+
+    Parameters
+    ----------
+    measurements : iterable of Measurement
+        A row for each pipeline, of the same images and settings.
+    limits : Limits
+        Of the same images.
+    all_images : int
+        Number of images in the whole data set.
+    free_disk_bytes : float
+        Where packed images would lie.
+    budget_mib : float
+        Memory that may be used.
+    """
+    measured = {one.name: one for one in measurements}
+    finished = {name: one for name, one in measured.items() if one.outcome == "finished"}
+    packing = _packing(finished, all_images, free_disk_bytes)
+    possible = {
+        name: one
+        for name, one in finished.items()
+        if name in SIMPLEST_FIRST
+        and not (name == "tf_data_packed" and packing is not None and not packing.fits)
+        and not (name == "load_everything" and _all_mib(one, all_images) > _SHARE_FOR_IMAGES * budget_mib)
+    }
+    if not possible:
+        text = "No pipeline can be recommended: none finished within the budget and the disk. See the errors above."
+        return Advice(None, "unknown", (text, *_memory_sentences(measured, all_images, budget_mib)), packing)
+    chosen = _choose(possible)
+    bottleneck, why = _bottleneck(possible[chosen], limits)
+    sentences = [_use(possible[chosen]), why]
+    if bottleneck != "accelerator" and chosen != "tf_data_packed":
+        sentences += _cores_needed(possible[chosen], limits)
+    if chosen == "load_everything" and possible[chosen].first_batch_s:
+        wait_s = possible[chosen].first_batch_s * all_images / max(possible[chosen].images_done, 1)
+        sentences.append(f"It decodes all {all_images:,} images first: the first batch comes after {wait_s:,.0f} s.")
+    if packing is not None:
+        sentences.append(_packing_sentence(packing, all_images, chosen, bottleneck))
+    sentences += _memory_sentences(measured, all_images, budget_mib)
+    return Advice(chosen, bottleneck, tuple(sentences), packing)
+
+
+def rate(one: Measurement) -> float:
+    """Return images/s while training where that was measured, else of the pipeline alone."""
+    return one.together_images_per_s or one.images_per_s or 0.0
+
+
+def _choose(possible: dict[str, Measurement]) -> str:
+    """Return the simplest pipeline that keeps the accelerator busy; if none does, the simplest of the fastest."""
+    in_order = [name for name in SIMPLEST_FIRST if name in possible]
+    for name in in_order:
+        if _is_enough(possible[name]):
+            return name
+    best = max(rate(one) for one in possible.values())
+    return next(name for name in in_order if rate(possible[name]) >= _AS_GOOD * best)
+
+
+def _is_enough(one: Measurement) -> bool:
+    if not one.ceiling_images_per_s:
+        return False
+    return rate(one) >= _ENOUGH * one.ceiling_images_per_s or (one.utilisation_percent or 0) >= 100 * _ENOUGH
+
+
+def _use(one: Measurement) -> str:
+    busy = "" if one.utilisation_percent is None else f", keeps the accelerator busy {one.utilisation_percent:.0f} %"
+    return f"Use {one.name}: {one.images_per_s:,.0f} images/s alone{busy}, at most {one.peak_mib:,.0f} MiB of memory."
+
+
+def _bottleneck(one: Measurement, limits: Limits) -> tuple[str, str]:
+    reading, decoding = limits.read_images_per_s, limits.reduced_images_per_s
+    allowed = f"{limits.cores} cores read {reading:,.0f} and decode {decoding:,.0f} images/s"
+    wanted = one.ceiling_images_per_s
+    takes = f"The accelerator takes {wanted:,.0f} images/s" if wanted else "Without an accelerator beside it"
+    if _is_enough(one):
+        return "accelerator", f"{takes}, {allowed}: the accelerator is the limit, and no pipeline can give more."
+    if one.name in ("tf_data_packed", "load_everything"):
+        return "pipeline", f"{takes}, {allowed}: nothing is decoded any more, and what is left is copying."
+    if one.device and "cpu" in one.device:
+        return "decoding", f"{takes}, {allowed}, on the same cores: model and decoding take turns."
+    if reading < 1.1 * decoding:
+        return "reading", f"{takes}, {allowed}: reading is the limit. A faster or nearer disk, or smaller files, help."
+    if (one.images_per_s or 0) >= 0.8 * min(limits.decode_images_per_s, decoding):
+        return "decoding", f"{takes}, {allowed}: decoding is the limit."
+    return "pipeline", f"{takes}, {allowed}: the pipeline itself is the limit."
+
+
+def _cores_needed(one: Measurement, limits: Limits) -> list[str]:
+    wanted = one.ceiling_images_per_s
+    if not wanted or (one.device and "cpu" in one.device):
+        return []
+    cores = math.ceil(wanted * limits.cores / limits.reduced_images_per_s)
+    return [f"To decode as fast as the accelerator takes, about {cores} such cores are needed."] if cores > 1 else []
+
+
+def _packing(finished: dict[str, Measurement], all_images: int, free_disk_bytes: float) -> Packing | None:
+    packed = finished.get("tf_data_packed")
+    if packed is None or not packed.images_per_s or not packed.first_batch_s:
+        return None
+    height, width = packed.image_size
+    size = all_images * height * width * 3
+    seconds = packed.first_batch_s * all_images / packed.files
+    decoding = [rate(one) for name, one in finished.items() if name not in ("load_everything", "tf_data_packed")]
+    saved_s = all_images / max(decoding) - all_images / rate(packed) if decoding and max(decoding) else 0
+    pays = seconds / saved_s if saved_s > 0.02 * all_images / rate(packed) else None
+    return Packing(seconds / 60, size / 1e9, size < free_disk_bytes, packed.images_per_s, pays)
+
+
+def _packing_sentence(packing: Packing, all_images: int, chosen: str, bottleneck: str) -> str:
+    time = f"{packing.minutes:.0f} min" if packing.minutes >= 1.5 else f"{60 * packing.minutes:.0f} s"
+    text = (
+        f"Packing all {all_images:,} images would take {time} once and {packing.gigabytes:,.1f} GB of disk,"
+        f" and give {packing.images_per_s:,.0f} images/s"
+    )
+    if not packing.fits:
+        return text + "; the disk has less room than that."
+    if chosen != "tf_data_packed" and bottleneck == "accelerator":
+        return text + ", which this accelerator does not need."
+    if packing.epochs_to_pay is None:
+        return text + "; training would be no faster."
+    epochs = math.ceil(packing.epochs_to_pay)
+    return text + f"; it pays after {epochs:,} epoch{'s' if epochs != 1 else ''}."
+
+
+def _all_mib(one: Measurement, all_images: int) -> float:
+    """Return what a pipeline that keeps every image would hold of all of them."""
+    done = max(one.images_done, 1)
+    return (one.peak_mib - (one.baseline_mib or 0)) * all_images / done
+
+
+def _memory_sentences(measured: dict[str, Measurement], all_images: int, budget_mib: float) -> list[str]:
+    sentences = []
+    everything = measured.get("load_everything")
+    if everything is not None and everything.images_done:
+        mib = _all_mib(everything, all_images)
+        size = f"{mib / 1024:,.1f} GiB" if mib >= 1024 else f"{mib:,.0f} MiB"
+        room = "fit into" if mib <= _SHARE_FOR_IMAGES * budget_mib else "do not fit well into"
+        sentences.append(f"Loaded at once, all {all_images:,} images hold {size}; they {room} {budget_mib:,.0f} MiB.")
+    for name, one in measured.items():
+        if one.outcome == "out of memory":
+            when = " while training" if (one.error or "").startswith("while training") else ""
+            sentences.append(
+                f"{name} ran out of memory{when} at {one.peak_mib:,.0f} MiB, after {one.images_done:,} images."
+            )
+    return sentences

@@ -1,0 +1,5 @@
+import sys
+
+from helpers.style.command import main
+
+sys.exit(main())

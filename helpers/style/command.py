@@ -1,0 +1,120 @@
+"""Learn a style, and repaint pictures in it; lesson 09 explains how.
+
+    python -m helpers.style train styles/strokes.yaml --images FOLDER --to RUN
+    python -m helpers.style stylise RUN picture.jpg --to FOLDER
+    python -m helpers.style preview styles/strokes.yaml --to target.png
+    python -m helpers.style export RUN --to FOLDER
+
+The settings are for a CPU and some minutes. On a GPU, with COCO's photographs:
+
+    python -m helpers.style train styles/strokes.yaml --images train2014 --to RUN \\
+        --set image_size=256 --set style_size=256 --set width=32 --set steps=41391
+
+A training that was stopped or killed goes on when the same command is given again.
+`tensorboard --logdir RUN/logs` shows its losses and pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from helpers.files import ExitStatus, printable
+from helpers.folders import find_unlabelled_images
+from helpers.images import read_image
+from helpers.style.pictures import save_picture, shrunk, target_picture
+from helpers.style.settings import load_settings
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return an `ExitStatus`, or 130 for an interruption."""
+    options = _parse(arguments)
+    try:
+        options.command(options)
+    except KeyboardInterrupt:
+        print("stopped; a training goes on when the same command is given again", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"helpers.style: {printable(str(error))}", file=sys.stderr)
+        return ExitStatus.CANNOT
+    return ExitStatus.FINE
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m helpers.style", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, function, help: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=help, description=help)
+        added.set_defaults(command=function)
+        return added
+
+    train = command("train", _train, "train a network for one style, or go on with a training")
+    train.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="photographs, also in its folders")
+    train.add_argument("--to", type=Path, required=True, metavar="RUN", help="folder of this training")
+    stylise = command("stylise", _stylise, "repaint pictures")
+    stylise.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
+    stylise.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="for PNG files of the same names")
+    stylise.add_argument("--longest-side", type=_pixels, metavar="PX", help="shrink larger pictures to this first")
+    preview = command("preview", _preview, "write the style picture as the losses will see it")
+    preview.add_argument("--to", type=Path, required=True, metavar="PICTURE.png")
+    export = command("export", _export, "write a trained network as a SavedModel and as a file .keras")
+    export.add_argument("--to", type=Path, required=True, metavar="FOLDER")
+    for added in (train, preview):
+        added.add_argument("settings", type=Path, metavar="SETTINGS.yaml")
+        added.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="put a setting in its place")
+    for added in (stylise, export):
+        added.add_argument("network", type=Path, metavar="RUN", help="folder of a training, or a file .keras")
+    return parser.parse_args(arguments)
+
+
+def _pixels(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of pixels")
+    return int(text)
+
+
+# TensorFlow is imported where it is needed: --help and a wrong setting should not wait for it.
+
+
+def _train(options: argparse.Namespace) -> None:
+    settings = load_settings(options.settings).changed(options.set)
+    files = find_unlabelled_images(options.images)
+    from helpers.style.training import train
+
+    path = train(settings, files, options.to, say=partial(print, flush=True))
+    print(f"trained: {printable(path)}")
+
+
+def _stylise(options: argparse.Namespace) -> None:
+    pictures = [(path, read_image(str(path))) for path in options.pictures]  # before anything is computed
+    from helpers.style.trained import load_network, stylise
+
+    network = load_network(options.network)
+    for path, picture in pictures:
+        picture = shrunk(picture, options.longest_side) if options.longest_side else picture
+        result = options.to / f"{path.stem}.png"
+        save_picture(stylise(network, picture), result)
+        print(printable(result), flush=True)
+
+
+def _preview(options: argparse.Namespace) -> None:
+    settings = load_settings(options.settings).changed(options.set)
+    picture = target_picture(settings)
+    save_picture(picture, options.to)
+    print(f"{printable(options.to)}: {picture.shape[1]}×{picture.shape[0]} px; training images are"
+          f" {settings.image_size}×{settings.image_size}")  # fmt: skip
+
+
+def _export(options: argparse.Namespace) -> None:
+    from helpers.style.trained import export_network, load_network
+
+    for path in export_network(load_network(options.network), options.to):
+        print(printable(path))

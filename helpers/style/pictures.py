@@ -1,0 +1,63 @@
+"""Pictures of lesson 09: the one whose style is learned, and those that are written.
+
+Called by `command`, `training`, the lesson and `data_scripts/make_styles.py`. A picture is uint8 RGB ``(height, width, 3)``.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from helpers.files import printable, write_whole
+from helpers.images import read_image
+from helpers.style.settings import StyleSettings
+
+__all__ = ["save_picture", "shrunk", "target_picture"]
+
+
+def target_picture(settings: StyleSettings) -> np.ndarray:
+    """Return the style picture as the losses see it: uint8 ``(height, width, 3)``, its shorter side `style_size` px.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such picture, or it cannot be decoded; the message names it.
+    """
+    path = settings.style_image
+    try:
+        picture = read_image(path)
+    except FileNotFoundError:
+        made = "; python data_scripts/make_styles.py makes the course's"
+        raise FileNotFoundError(f"{printable(path)}: no such style picture{made}") from None
+    return _resized(picture, settings.style_size / min(picture.shape[:2]))
+
+
+def shrunk(picture: np.ndarray, longest_side: int) -> np.ndarray:
+    """Return a picture whose longer side has at most so many pixels."""
+    return _resized(picture, min(longest_side / max(picture.shape[:2]), 1))
+
+
+def _resized(picture: np.ndarray, scale: float) -> np.ndarray:
+    height, width = (max(round(side * scale), 1) for side in picture.shape[:2])
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return cv2.resize(picture, (width, height), interpolation=method)
+
+
+def save_picture(picture: np.ndarray, path: str | os.PathLike) -> None:
+    """Write a uint8 RGB picture, in the format that the name's ending says; whole or not at all.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _, data = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    except cv2.error:
+        raise OSError(f"{printable(path)}: a picture's name ends with .png or .jpg") from None
+    write_whole(path, data.tobytes())

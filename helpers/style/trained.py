@@ -1,0 +1,108 @@
+"""What a trained style network is for: it is loaded, repaints pictures, and is exported.
+
+Called by `style` and by lesson 09.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from helpers.files import printable
+from helpers.style.network import BORDER_PX, style_network
+from helpers.style.settings import load_settings
+from helpers.style.training import checkpoints, restore
+
+__all__ = ["export_network", "load_network", "stylise"]
+
+
+def load_network(path: str | os.PathLike) -> keras.Model:
+    """Load a trained network: from a file ``.keras``, or the last checkpoint of a run's folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file, or nothing is trained in the folder yet.
+    ValueError
+        If it is another network, or the weights do not fit; the message names the file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _network_of_run(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{printable(path)}: no such network; give a run's folder or a file .keras")
+    try:
+        network = keras.models.load_model(path, compile=False)
+    except (ValueError, TypeError, OSError, KeyError) as error:
+        raise ValueError(f"{printable(path)}: no Keras network that can be loaded ({_first_line(error)})") from error
+    if network.input_shape != (None, None, None, 3) or network.output_shape[-1] != 3:
+        raise ValueError(f"{printable(path)}: a network of {network.input_shape}, not one that repaints pictures")
+    return network
+
+
+def _network_of_run(folder: Path) -> keras.Model:
+    if not (folder / "settings.yaml").exists():
+        raise FileNotFoundError(
+            f"{printable(folder)}: no run, it has no settings.yaml; give the folder of `train --to`"
+        )
+    network = style_network(load_settings(folder / "settings.yaml").width)
+    manager = checkpoints(folder, network=network)
+    if manager.latest_checkpoint is None:
+        raise FileNotFoundError(
+            f"{printable(folder)}: nothing saved yet; the first checkpoint comes after save_every steps"
+        )
+    restore(manager.checkpoint, manager.latest_checkpoint)
+    return network
+
+
+def stylise(network: keras.Model, picture: np.ndarray) -> np.ndarray:
+    """Repaint one picture of any size.
+
+    Parameters
+    ----------
+    picture : numpy.ndarray
+        uint8 RGB ``(height, width, 3)``; both sides more than 10 px.
+
+    Returns
+    -------
+    numpy.ndarray
+        The same shape, uint8.
+
+    Raises
+    ------
+    ValueError
+        If a side is too short.
+    """
+    if min(picture.shape[:2]) <= BORDER_PX:
+        height, width, _ = picture.shape
+        raise ValueError(f"a picture of {width}×{height} px; both sides must have more than {BORDER_PX}")
+    painted = keras.ops.convert_to_numpy(network(picture[np.newaxis], training=False))[0]
+    return np.rint(np.clip(painted, 0, 255)).astype(np.uint8)
+
+
+def export_network(network: keras.Model, folder: str | os.PathLike) -> tuple[Path, Path]:
+    """Write a network as ``network.keras`` and as a SavedModel ``saved_model/``, which needs nothing of this course.
+
+    The SavedModel's ``serve`` takes uint8 ``(n, height, width, 3)`` of any size and returns the same. The other file
+    is loaded by ``keras.models.load_model`` once `helpers.style.network` is imported.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    network.save(folder / "network.keras")
+
+    def serve(pictures: tf.Tensor) -> tf.Tensor:
+        return tf.cast(tf.round(network(pictures, training=False)), tf.uint8)
+
+    archive = keras.export.ExportArchive()
+    archive.track(network)
+    archive.add_endpoint("serve", serve, [tf.TensorSpec((None, None, None, 3), tf.uint8, name="pictures")])
+    archive.write_out(folder / "saved_model", verbose=False)
+    return folder / "network.keras", folder / "saved_model"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

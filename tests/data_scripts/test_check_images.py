@@ -1,0 +1,336 @@
+"""What `check_images.py` finds, that nothing it meets can stop it, and that a quarantine loses nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import io
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+import types
+import unittest.mock
+import zlib
+from pathlib import Path
+
+import cv2
+import inspection as module
+import numpy as np
+import psutil
+import pytest
+from conftest import draw_image, write_images
+from inspection import Finding, inspect_folder, put_back, quarantine
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "data_scripts" / "check_images.py"
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("check_images", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two classes of sound images, and one of each kind of trouble in the second."""
+    folder = write_images(tmp_path_factory.mktemp("check"), 24, class_names=("good", "odd"))
+    odd, image = folder / "odd", Image.fromarray(draw_image(99))
+    whole = io.BytesIO()
+    image.save(whole, format="JPEG", quality=95)
+    whole = whole.getvalue()
+    (odd / "empty.jpg").touch()
+    (odd / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    (odd / "html.jpg").write_bytes(b"<html>404</html>")
+    (odd / "noise.jpg").write_bytes(whole[:200] + np.random.default_rng(0).bytes(2000) + b"\xff\xd9")
+    (odd / "bomb.png").write_bytes(png_that_claims(60_000, 60_000))
+    (odd / "gone.jpg").symlink_to("/nowhere")
+    os.mkfifo(odd / "pipe.jpg")
+    image.save(odd / "really a png.jpg", format="PNG")
+    image.convert("CMYK").save(odd / "cmyk.jpg")
+    image.convert("L").save(odd / "gray.jpg")
+    cv2.imwrite(str(odd / "deep.png"), (draw_image(98).astype(np.uint16) << 8) + 7)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(draw_image(97)).save(odd / "rotated.jpg", exif=exif)
+    Image.fromarray(draw_image(96)).convert("RGBA").save(odd / "clear.png")
+    frames = [Image.fromarray(draw_image(number)) for number in (94, 95)]
+    frames[0].save(odd / "moves.webp", save_all=True, append_images=frames[1:])
+    (odd / "again.jpg").write_bytes(sorted(odd.glob("0*.jpg"))[0].read_bytes())
+    (odd / "mine too.jpg").write_bytes(sorted((folder / "good").glob("*.jpg"))[0].read_bytes())
+    (odd / "notes.txt").write_text("x")
+    (odd / "new\nline\udcff.jpg").write_bytes(b"")
+    (folder / "few").mkdir()
+    image.save(folder / "few" / "1.jpg")
+    (odd / "loop").symlink_to(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def progress():
+    """What was said of the progress of the inspection: the total and the steps."""
+    return [], []
+
+
+@pytest.fixture(scope="module")
+def inspection(folder, progress):
+    totals, steps = progress
+    return inspect_folder(folder, on_total=totals.append, on_progress=steps.append)
+
+
+@pytest.fixture
+def looking_here(monkeypatch):
+    """Look at the files in this process: each fresh one imports TensorFlow."""
+
+    def look(folder, paths, max_pixels, on_progress, silence_s, looks):
+        for path in paths:
+            looks[path] = module._look_at(os.path.join(folder, path), max_pixels)
+            on_progress(1)
+        return [], ""
+
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    monkeypatch.setattr(module, "_look_in_a_child", look)
+
+
+EXPECTED = {
+    "empty.jpg": {"empty"},
+    "new\nline\udcff.jpg": {"empty"},
+    "half.jpg": {"truncated"},
+    "html.jpg": {"undecodable"},
+    "bomb.png": {"too large"},
+    "gone.jpg": {"unreadable"},
+    "pipe.jpg": {"unreadable"},
+    "really a png.jpg": {"misnamed"},
+    "gray.jpg": {"grayscale"},
+    "deep.png": {"16-bit"},
+    "rotated.jpg": {"rotated"},
+    "clear.png": {"transparent"},
+    "moves.webp": {"animated"},
+    "again.jpg": {"duplicate"},
+    "mine too.jpg": {"two labels"},
+    "notes.txt": {"not looked at"},
+}
+
+
+def kinds_of(findings) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for one in findings:
+        found.setdefault(os.path.basename(one.path), set()).add(one.kind)
+    return found
+
+
+def test_each_kind_of_trouble_is_found_and_nothing_else(inspection):
+    found = kinds_of(inspection.findings)
+    assert "cmyk" in found.pop("cmyk.jpg")
+    assert found.pop("noise.jpg") & {"undecodable", "truncated", "decoders disagree"}
+    assert found.pop("few") == {"few images"}
+    assert found == EXPECTED
+    assert inspection.classes["good"] == 12
+    assert inspection.classes["few"] == 1
+    assert Finding("odd/again.jpg", "duplicate", "same bytes as odd/0001.jpg") in inspection.findings
+
+
+def test_decoders_that_disagree(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    path = tmp_path / "a" / "1.jpg"
+    cv2.imwrite(str(path), draw_image(1))
+    real = module.decode_image
+    monkeypatch.setattr(module, "decode_image", lambda data, path: 255 - real(data, path))
+    assert [kind for kind, _ in module._pixel_findings(path.read_bytes(), str(path))] == ["decoders disagree"]
+    monkeypatch.setattr(module, "decode_image", lambda data, path: real(data, path)[:-1])
+    (found,) = module._pixel_findings(path.read_bytes(), str(path))
+    assert "(119, 160)" in found[1] and "(120, 160)" in found[1]
+
+
+def crash_on(name: str, how) -> None:
+    """Make the look at one file end the process; runs in the child, through the function that is sent there."""
+    real = module._look_at
+
+    def look(path, max_pixels):
+        if path.endswith(name):
+            how()
+        return real(path, max_pixels)
+
+    module._look_at = look
+
+
+def deadly_look_at_all(folder, paths, notes, max_pixels, silence_s):
+    sys.modules["tensorflow"] = types.SimpleNamespace(config=unittest.mock.MagicMock())  # it takes long to import
+    module._pixel_findings = lambda data, path: []
+    crash_on("0003.jpg", lambda: ctypes.string_at(0))
+    crash_on("0006.jpg", lambda: time.sleep(600))
+    module_look_at_all(folder, paths, notes, max_pixels, silence_s)
+
+
+module_look_at_all = module._look_at_all
+
+
+def test_a_file_that_crashes_or_hangs_a_decoder_is_a_finding(tmp_path, monkeypatch):
+    write_images(tmp_path, 12, class_names=("a",))
+    monkeypatch.setattr(module, "_look_at_all", deadly_look_at_all)
+    progress = []
+    found = inspect_folder(tmp_path, min_per_class=1, on_progress=progress.append, silence_s=1.5)
+    assert [(one.path, one.kind) for one in found.findings] == [("a/0003.jpg", "deadly"), ("a/0006.jpg", "deadly")]
+    assert sum(progress) == 12
+    assert found.classes == {"a": 10}
+
+
+def test_progress(inspection, progress):
+    totals, steps = progress
+    assert totals == [inspection.files]
+    assert sum(steps) == inspection.files
+
+
+def test_folders_that_hold_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        inspect_folder(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert inspect_folder(tmp_path / "empty").files == 0
+
+
+# ---- quarantine ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path):
+    write_images(tmp_path / "set", 6, class_names=("a", "b"))
+    (tmp_path / "set" / "a" / "bad.jpg").touch()
+    (tmp_path / "set" / "b" / "bad.jpg").touch()
+    return tmp_path / "set"
+
+
+def test_a_quarantine_moves_and_puts_back(looking_here, small, tmp_path):
+    before = tree(small)
+    found = inspect_folder(small, min_per_class=1)
+    assert quarantine(found, tmp_path / "away", ["empty"]) == 2
+    assert len(tree(small)) == 6
+    assert quarantine(inspect_folder(small, min_per_class=1), tmp_path / "away", ["empty"]) == 0
+    assert put_back(tmp_path / "away") == (2, [])
+    assert tree(small) == before
+    with pytest.raises(FileNotFoundError, match="no quarantine"):
+        put_back(tmp_path / "away")
+
+
+def test_nothing_is_overwritten(looking_here, small, tmp_path):
+    (tmp_path / "away" / "a").mkdir(parents=True)
+    (tmp_path / "away" / "a" / "bad.jpg").write_text("another file of that name")
+    quarantine(inspect_folder(small, min_per_class=1), tmp_path / "away", ["empty"])
+    assert (tmp_path / "away" / "a" / "bad (2).jpg").exists()
+    (small / "a" / "bad.jpg").write_text("a new one")
+    moved, faults = put_back(tmp_path / "away")
+    assert moved == 1 and len(faults) == 1
+    assert (small / "a" / "bad.jpg").read_text() == "a new one"
+    (small / "a" / "bad.jpg").unlink()
+    assert put_back(tmp_path / "away") == (1, [])
+    assert (tmp_path / "away" / "a" / "bad.jpg").read_text() == "another file of that name"
+
+
+def test_another_disk(looking_here, small, tmp_path, monkeypatch):
+    real = Path.rename
+
+    def rename(self, target):
+        if Path(target).parent != self.parent:
+            raise OSError(18, "Invalid cross-device link")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    before = tree(small)
+    quarantine(inspect_folder(small, min_per_class=1), tmp_path / "away", ["empty"])
+    assert put_back(tmp_path / "away") == (2, [])
+    assert tree(small) == before
+
+
+def test_a_quarantine_that_is_interrupted_can_be_undone(looking_here, small, tmp_path, monkeypatch):
+    before = tree(small)
+    found = inspect_folder(small, min_per_class=1)
+    real, calls = module._move, []
+
+    def move(source, target):
+        calls.append(source)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(module, "_move", move)
+    with pytest.raises(OSError, match="No space"):
+        quarantine(found, tmp_path / "away", ["empty"])
+    monkeypatch.undo()
+    with open(tmp_path / "away" / "quarantine.jsonl", "ab") as log:
+        log.write(b'{"from": "torn')
+    assert put_back(tmp_path / "away") == (1, [])
+    assert tree(small) == before
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command(looking_here, folder, small, tmp_path, capsys):
+    script = load_script()
+    assert script.main([str(folder), "--json", str(tmp_path / "found.json")]) == 1
+    output = capsys.readouterr().out
+    assert "too large" in output and "images/min" in output
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert kinds_of([Finding(one["path"], one["kind"], "") for one in found["findings"]])["bomb.png"] == {"too large"}
+    assert script.main([str(small), "--min-per-class", "1", "--quarantine", str(tmp_path / "away")]) == 1
+    assert "2 files moved" in capsys.readouterr().out
+    assert script.main([str(small), "--min-per-class", "1", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["findings"] == []
+    assert script.main(["--undo", str(tmp_path / "away")]) == 0
+    assert script.main(["--undo", str(tmp_path / "away")]) == 2
+    assert script.main([str(tmp_path / "nowhere")]) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["x", "--undo", "y"], ["x", "--kinds", "ugly"], ["x", "--max-pixels", "-1"], ["x", "--quarantine", "x/y"]],
+)
+def test_arguments_that_make_no_sense(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        load_script().main(arguments)
+    assert ended.value.code == 2
+
+
+@pytest.mark.timeout(120)
+def test_ctrl_c(image_folder):
+    command = [sys.executable, str(SCRIPT), str(image_folder)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while process.poll() is None and not psutil.Process(process.pid).children():
+        time.sleep(0.05)  # until it looks at the images
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode in (0, 130)  # it may have been quick
+    assert "Traceback" not in error
+
+
+def test_a_label_in_doubt_is_not_moved_unless_asked_for(looking_here, tmp_path, capsys):
+    write_images(tmp_path / "set", 4, class_names=("a", "b"))
+    first, second = (tmp_path / "set" / name for name in ("a/0000.jpg", "b/0001.jpg"))
+    second.write_bytes(first.read_bytes())
+    arguments = [str(tmp_path / "set"), "--min-per-class", "1", "--quarantine", str(tmp_path / "away")]
+    assert load_script().main(arguments) == 1
+    assert "0 files moved" in capsys.readouterr().out
+    assert second.exists()
+    assert load_script().main([*arguments, "--kinds", "two labels"]) == 1
+    assert not second.exists() and first.exists()

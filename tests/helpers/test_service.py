@@ -1,0 +1,298 @@
+"""The servers of tf.data service as commands: they start, answer, end and come back, and say what is wrong."""
+
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import pytest
+
+from helpers.service import (
+    ServiceError,
+    _fields,
+    answers,
+    main,
+    protocol_version,
+    registered_workers,
+    silent_workers,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT_S = 120  # for a server to start on a machine that is busy with other tests
+END_S = 20
+
+
+def run_command(*arguments, timeout=LIMIT_S):
+    command = [sys.executable, "-m", "helpers.service", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+
+
+def free_addresses(count):
+    sockets = [socket.create_server(("localhost", 0)) for _ in range(count)]
+    addresses = [f"localhost:{one.getsockname()[1]}" for one in sockets]
+    for one in sockets:
+        one.close()
+    return addresses
+
+
+class Servers:
+    """A dispatcher and a worker whose processes a test may end and start again."""
+
+    def __init__(self, folder):
+        self.dispatcher, self.worker = free_addresses(2)
+        self.journal = folder / "journal"
+        port = self.dispatcher.partition(":")[2]
+        self.arguments = {
+            "dispatcher": ["dispatcher", "--port", port, "--work-dir", str(self.journal)],
+            "worker": ["worker", "--dispatcher", self.dispatcher, "--address", self.worker],
+        }
+        self.processes = {}
+        self.start("dispatcher")
+        self.start("worker")
+        self.await_ready()
+
+    def start(self, name):
+        command = [sys.executable, "-m", "helpers.service", *self.arguments[name]]
+        self.processes[name] = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+    def await_ready(self):
+        deadline = time.monotonic() + LIMIT_S
+        while not self.are_ready():
+            assert all(one.poll() is None for one in self.processes.values()), "a server ended"
+            assert time.monotonic() < deadline, f"no cluster after {LIMIT_S} s"
+            time.sleep(0.2)
+
+    def are_ready(self):
+        try:
+            return self.worker in registered_workers(self.dispatcher) and answers(self.worker)
+        except ServiceError:
+            return False
+
+    def end(self, name, how=signal.SIGTERM):
+        """Return the exit status and what it printed."""
+        process = self.processes[name]
+        process.send_signal(how)
+        return process.wait(END_S), process.stdout.read()
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory):
+    """Shared: each test but the last leaves both servers running."""
+    started = Servers(tmp_path_factory.mktemp("service"))
+    yield started
+    for process in started.processes.values():
+        process.kill()
+        process.wait(END_S)
+
+
+def distributed(dataset, servers):
+    import tensorflow as tf
+
+    service = tf.data.experimental.service
+    return dataset.apply(service.distribute(service.ShardingPolicy.DYNAMIC, f"grpc://{servers.dispatcher}"))
+
+
+# ---- asking ----------------------------------------------------------------------------------------------------------
+
+
+def test_fields_of_a_message():
+    assert _fields(b"") == []
+    assert _fields(b"\x08\x09") == [(1, 9)]
+    assert _fields(b"\x08\xac\x02\x12\x02ab") == [(1, 300), (2, b"ab")]
+
+
+def test_check_of_a_healthy_cluster(servers):
+    done = run_command("check", servers.dispatcher, "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    assert f"worker {servers.worker} answers" in done.stdout
+    assert run_command("check", "--worker", servers.worker).returncode == 0
+
+
+def test_check_counts_the_workers(servers, capsys):
+    assert main(["check", servers.dispatcher, "--workers", "3"]) == 1
+    assert "1 workers, not 3" in capsys.readouterr().err
+
+
+def test_check_imports_no_tensorflow(servers):
+    code = (
+        "import sys; from helpers.service import main;"
+        f"status = main(['check', '{servers.dispatcher}']);"
+        "sys.exit(status or ('tensorflow' in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=LIMIT_S).returncode == 0
+
+
+def test_check_of_nobody_is_an_error_in_time(capsys):
+    (nobody,) = free_addresses(1)
+    start = time.monotonic()
+    assert main(["check", nobody, "--timeout", "0.5"]) == 1
+    assert main(["check", "--worker", nobody, "--timeout", "0.5"]) == 1
+    assert time.monotonic() - start < 10
+    assert f"{nobody} does not answer" in capsys.readouterr().err
+
+
+def test_a_program_that_says_nothing_is_no_server():
+    with socket.create_server(("localhost", 0)) as mute:
+        address = f"localhost:{mute.getsockname()[1]}"
+        assert not answers(address, timeout_s=0.5)
+        with pytest.raises(ServiceError, match=address):
+            protocol_version(address, timeout_s=0.5)
+
+
+@pytest.mark.parametrize("arguments", [["check"], ["check", "a:1", "--worker", "b:2"], []])
+def test_unclear_commands_are_refused(arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+
+
+# ---- what cannot start -----------------------------------------------------------------------------------------------
+
+
+def test_a_taken_port_is_refused(tmp_path, capsys):
+    with socket.create_server(("", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main(["dispatcher", "--port", port, "--work-dir", str(tmp_path / "journal")]) == 1
+        assert main(["worker", "--dispatcher", "localhost:1", "--address", f"localhost:{port}"]) == 1
+    assert capsys.readouterr().err.count(f"port {port}: another program listens on it") == 2
+
+
+def test_a_second_dispatcher_on_the_port_is_refused(servers, tmp_path, capsys):
+    port = servers.dispatcher.partition(":")[2]
+    assert main(["dispatcher", "--port", port, "--work-dir", str(tmp_path)]) == 1
+    assert f"port {port}" in capsys.readouterr().err
+
+
+def test_a_journal_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["dispatcher", "--work-dir", str(tmp_path / "file" / "journal")]) == 1
+    assert "--work-dir" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("address", ["worker-0", "worker-0:", "worker-0:many", ":5051", "worker-0:70000"])
+def test_an_address_needs_a_host_and_a_port(address, capsys):
+    assert main(["worker", "--dispatcher", "localhost:5050", "--address", address]) == 1
+    assert "give host:port" in capsys.readouterr().err
+
+
+def test_a_dispatcher_that_does_not_answer_is_waited_for_not_for_ever(capsys):
+    nobody, address = free_addresses(2)
+    assert main(["worker", "--dispatcher", nobody, "--address", address, "--wait", "1"]) == 1
+    assert f"no dispatcher at {nobody} within 1 s" in capsys.readouterr().err
+
+
+def test_another_tensorflow_is_refused(servers, capsys):
+    (address,) = free_addresses(1)
+    start = ["worker", "--dispatcher", servers.dispatcher, "--address", address]
+    assert main([*start, "--tensorflow", "1.0.0"]) == 1
+    assert "not 1.0.0" in capsys.readouterr().err
+
+
+def test_another_protocol_is_refused_by_tensorflow():
+    class Older(grpc.GenericRpcHandler):
+        def service(self, call):
+            if call.method.endswith("/GetVersion"):
+                return grpc.unary_unary_rpc_method_handler(lambda request, context: b"\x08\x01")
+
+    server = grpc.server(ThreadPoolExecutor(2))
+    server.add_generic_rpc_handlers((Older(),))
+    older = f"localhost:{server.add_insecure_port('localhost:0')}"
+    server.start()
+    try:
+        assert protocol_version(older) == 1
+        (address,) = free_addresses(1)
+        done = run_command("worker", "--dispatcher", older, "--address", address)
+    finally:
+        server.stop(None)
+    assert done.returncode == 1
+    assert "Version mismatch" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# ---- what works, ends and comes back ---------------------------------------------------------------------------------
+
+
+def test_each_image_once_with_its_label(servers, files):
+    import numpy as np
+
+    from helpers.folders import ImageFiles
+    from helpers.pipelines.tf_data import tf_data
+
+    numbered = ImageFiles(files.paths, np.arange(len(files)), files.paths)
+    here = {
+        n: x.sum()
+        for images, numbers in tf_data(numbered)
+        for n, x in zip(numbers.numpy(), images.numpy(), strict=True)
+    }
+    there = Counter()
+    for images, numbers in distributed(tf_data(numbered), servers):
+        for number, image in zip(numbers.numpy(), images.numpy(), strict=True):
+            there[number] += 1
+            assert image.sum() == here[number]
+    assert there == dict.fromkeys(range(len(files)), 1)
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    """The program that the manifests start, as a module."""
+    spec = importlib.util.spec_from_file_location("trainer", ROOT / "deploy" / "trainer.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_trainer_of_the_manifests(servers, trainer, image_folder, capsys):
+    start = ["--dispatcher", servers.dispatcher, "--images", str(image_folder)]
+    assert trainer.main([*start, "--epochs", "1"]) == 0
+    assert "epoch 1: 40 of 40 images" in capsys.readouterr().out
+
+
+def test_the_trainer_does_not_wait_for_ever(servers, trainer, image_folder, capsys):
+    start = ["--dispatcher", servers.dispatcher, "--images", str(image_folder)]
+    assert trainer.main([*start, "--workers", "9", "--wait", "1"]) == 1
+    assert "1 of 9 workers" in capsys.readouterr().err
+
+
+def test_a_dispatcher_that_is_killed_and_started_again_knows_its_epoch(servers):
+    import tensorflow as tf
+
+    seen = Counter()
+    for step, batch in enumerate(distributed(tf.data.Dataset.range(600).batch(8), servers)):
+        seen.update(batch.numpy().tolist())
+        if step == 20:
+            servers.end("dispatcher", signal.SIGKILL)
+            servers.start("dispatcher")
+            servers.await_ready()
+    # The journal is written before the answer: one number per worker may be in between when the dispatcher dies.
+    assert max(seen.values()) == 1
+    assert len(seen) >= 600 - 1, set(range(600)) - set(seen)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_a_worker_that_is_told_to_end_is_missed_and_comes_back(servers):
+    status, said = servers.end("worker")
+    assert status == 0
+    assert said.splitlines()[-1].endswith("stopped")
+    assert silent_workers(servers.dispatcher) == [servers.worker]
+    assert main(["check", servers.dispatcher]) == 1
+    servers.start("worker")
+    servers.await_ready()
+    import tensorflow as tf
+
+    seen = [n for batch in distributed(tf.data.Dataset.range(100).batch(8), servers) for n in batch.numpy()]
+    assert sorted(seen) == list(range(100))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_ends_a_dispatcher(servers):
+    status, said = servers.end("dispatcher", signal.SIGINT)  # the last test: it is not started again
+    assert status == 0
+    assert said.splitlines()[0].endswith("ready")
+    assert list(servers.journal.iterdir())

@@ -1,0 +1,177 @@
+"""Every exercise can fail and can be solved: an unfilled sheet fails each of its tests, its solution none."""
+
+import contextlib
+import os
+
+import export
+import nbformat
+import psutil
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+SOLUTIONS = sorted((export.ROOT / export.SOLUTIONS).glob("*.ipynb"))
+SHEETS = export.ROOT / export.SHEETS
+CELL_TIMEOUT_S = 300
+START_TIMEOUT_S = 60
+RUN_TIMEOUT_S = 1800  # of a whole notebook
+
+
+def unfilled_faults(solution, folder, timeout_s=CELL_TIMEOUT_S):
+    """Run, in a folder, the unfilled sheet of a solution; name each test in it that does not fail."""
+    sheet = nbformat.reads(export.make_sheet(solution), as_version=4)
+    stopped = run(sheet, folder, timeout_s)
+    if stopped:
+        return [f"{solution.name}: unfilled, {stopped}"]
+    first_gap = next((number for number, cell in enumerate(sheet.cells) if is_solution(cell)), len(sheet.cells))
+    if too_early := [error for cell in sheet.cells[:first_gap] for error in errors(cell)]:
+        return [f"{solution.name}: unfilled, {too_early[0].ename} before the first cell that is to be filled"]
+    tests = [(number, cell) for number, cell in enumerate(sheet.cells, start=1) if is_test(cell)]
+    if not tests:
+        return [f"{solution.name}: has no test cell; add one with nbgrader's grade=true, solution=false"]
+    return [
+        f"{solution.name}: cell {number}: passes before the sheet is filled; test what the reader is asked to write"
+        for number, cell in tests
+        if not errors(cell)
+    ]
+
+
+def solution_faults(solution, folder, timeout_s=CELL_TIMEOUT_S):
+    """Run, in a folder, a solution; name each cell that fails."""
+    notebook = nbformat.read(solution, as_version=4)
+    stopped = run(notebook, folder, timeout_s)
+    failed = [(number, error) for number, cell in enumerate(notebook.cells, start=1) for error in errors(cell)]
+    found = [f"{solution.name}: cell {number}: {error.ename}: {error.evalue}" for number, error in failed]
+    return [f"{solution.name}: solved, {stopped}", *found] if stopped else found
+
+
+def is_test(cell):
+    marks = cell.metadata.get("nbgrader", {})
+    return cell.cell_type == "code" and marks.get("grade", False) and not marks.get("solution", False)
+
+
+def is_solution(cell):
+    return cell.cell_type == "code" and cell.metadata.get("nbgrader", {}).get("solution", False)
+
+
+def errors(cell):
+    return [output for output in cell.get("outputs", []) if output.output_type == "error"]
+
+
+def run(notebook, folder, timeout_s):
+    """Run all cells of a notebook, whatever fails, in a kernel that is gone afterwards; say what stopped it, if so."""
+    client = NotebookClient(
+        notebook,
+        kernel_name="python3",
+        allow_errors=True,
+        timeout=timeout_s,
+        startup_timeout=START_TIMEOUT_S,
+        shutdown_kernel="immediate",
+    )
+    environment = {"COURSE_IMAGES": "240", "TF_CPP_MIN_LOG_LEVEL": "3", **os.environ}
+    with client.setup_kernel(cwd=str(folder), env=environment):
+        kernel_pid = client.km.provisioner.pid
+        try:
+            client.execute(cleanup_kc=False)
+        except CellTimeoutError:
+            return f"a cell ran longer than {timeout_s} s"
+        except DeadKernelError:
+            return "the kernel died"
+        finally:
+            kill_children(kernel_pid)  # nobody could find them once their parent, the kernel, is gone
+    return None
+
+
+def kill_children(pid):
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+
+
+@pytest.mark.timeout(RUN_TIMEOUT_S)
+@pytest.mark.parametrize("solution", SOLUTIONS, ids=lambda path: path.stem)
+def test_an_unfilled_sheet_fails_every_test(solution):
+    assert unfilled_faults(solution, SHEETS) == []
+
+
+# The two functions above must themselves notice what is wrong; these exercises are made up. ---------------------------
+
+
+def graded(grade_id, *, grade, solution):
+    fields = {"grade": grade, "solution": solution, "locked": grade, "grade_id": grade_id, "schema_version": 3}
+    return {"nbgrader": {**fields, "task": False, **({"points": 1} if grade else {})}}
+
+
+def a_solution(answer, *tests):
+    source = f"def double(n):\n    ### BEGIN SOLUTION\n    {answer}\n    ### END SOLUTION"
+    return [
+        new_markdown_cell("# Exercises"),
+        new_code_cell(source, metadata=graded("double", grade=False, solution=True)),
+        *(
+            new_code_cell(test, metadata=graded(f"test-{number}", grade=True, solution=False))
+            for number, test in enumerate(tests)
+        ),
+    ]
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Return a function that stores cells as a solution; no process may be left when the test is over."""
+    before = set(psutil.Process().children(recursive=True))
+
+    def _store(cells):
+        path = tmp_path / "01_made_up.ipynb"
+        nbformat.write(new_notebook(cells=cells), path)
+        return path
+
+    yield _store
+    assert set(psutil.Process().children(recursive=True)) <= before
+
+
+def test_a_good_exercise_has_no_fault(store, tmp_path):
+    solution = store(a_solution("return 2 * n", "assert double(2) == 4", "assert double(-1) == -2"))
+    assert unfilled_faults(solution, tmp_path) == []
+    assert solution_faults(solution, tmp_path) == []
+
+
+def test_a_test_that_passes_unfilled_is_reported(store, tmp_path):
+    solution = store(a_solution("return 2 * n", "assert callable(double)", "assert double(2) == 4"))
+    faults = unfilled_faults(solution, tmp_path)
+    assert [fault.partition(": passes")[0] for fault in faults] == ["01_made_up.ipynb: cell 3"]
+
+
+def test_a_sheet_without_test_is_reported(store, tmp_path):
+    assert "has no test cell" in unfilled_faults(store(a_solution("return 2 * n")), tmp_path)[0]
+
+
+def test_an_error_before_the_first_gap_is_reported(store, tmp_path):
+    cells = a_solution("return 2 * n", "assert double(2) == 4")
+    found = unfilled_faults(store([new_code_cell("import not_there"), *cells]), tmp_path)
+    assert found == ["01_made_up.ipynb: unfilled, ModuleNotFoundError before the first cell that is to be filled"]
+
+
+def test_a_wrong_solution_is_reported(store, tmp_path):
+    solution = store(a_solution("return 3 * n", "assert double(0) == 0", "assert double(2) == 4, 'not doubled'"))
+    assert solution_faults(solution, tmp_path) == ["01_made_up.ipynb: cell 4: AssertionError: not doubled"]
+
+
+def test_a_cell_that_never_ends_is_reported(store, tmp_path):
+    solution = store(a_solution("return 2 * n", "while True: pass"))
+    assert unfilled_faults(solution, tmp_path, 1) == ["01_made_up.ipynb: unfilled, a cell ran longer than 1 s"]
+    assert solution_faults(solution, tmp_path, 1) == ["01_made_up.ipynb: solved, a cell ran longer than 1 s"]
+
+
+def test_a_kernel_that_dies_is_reported(store, tmp_path):
+    solution = store(a_solution("return 2 * n", "import os\nos._exit(1)"))
+    assert unfilled_faults(solution, tmp_path) == ["01_made_up.ipynb: unfilled, the kernel died"]
+
+
+def test_a_sheet_runs_in_its_folder_and_leaves_no_process(store, tmp_path):
+    start = "import subprocess, sys\nchild = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'],"
+    note = "start_new_session=True)\nopen('child.txt', 'w').write(str(child.pid))"
+    assert solution_faults(store(a_solution("return 2 * n", f"{start} {note}")), tmp_path) == []
+    pid = int((tmp_path / "child.txt").read_text())
+    with contextlib.suppress(psutil.NoSuchProcess):  # a killed child whose parent is gone too may wait to be collected
+        assert psutil.Process(pid).status() == psutil.STATUS_ZOMBIE

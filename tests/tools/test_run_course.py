@@ -1,0 +1,213 @@
+"""`course` runs every lesson where a reader's JupyterLab runs it, and says which of them failed."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+import run_course as course
+from filelock import FileLock
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+REPOSITORY = course.ROOT
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """An empty course; `make_images.py` of it makes nothing, and its scoreboard is empty."""
+    root = tmp_path / "the course"
+    for name in ("notebooks/in_depth", "data_scripts", "helpers", "data"):
+        (root / name).mkdir(parents=True)
+    (root / "data" / "here.txt").write_text("found")
+    (root / "requirements.txt").write_text("")
+    (root / "data_scripts" / "make_images.py").write_text("")
+    monkeypatch.setattr(course, "ROOT", root)
+    monkeypatch.setattr(course, "NOTEBOOKS", root / "notebooks")
+    monkeypatch.setattr(course, "BUILD", root / "build" / "course")
+    monkeypatch.setenv("COURSE_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("COURSE_IMAGES", "240")
+    return root
+
+
+def store(root, name, *cells):
+    """Store a lesson of these code cells, each with an output of another machine."""
+    old = nbformat.v4.new_output("stream", text="of another machine")
+    code = [new_code_cell(source, outputs=[old], execution_count=number) for number, source in enumerate(cells, 1)]
+    path = root / "notebooks" / f"{name}.ipynb"
+    nbformat.write(new_notebook(cells=[new_markdown_cell("# Lesson"), *code]), path)
+    return path
+
+
+def outputs(root, name):
+    cells = nbformat.read(root / "build" / "course" / f"{name}.ipynb", as_version=4).cells
+    return ["".join(out.get("text", out.get("ename", "")) for out in cell.get("outputs", [])) for cell in cells[1:]]
+
+
+READS = "print(open('../data/here.txt').read())"
+FAILS = ("one = 1", "open('../data/missing.txt')", "print('not reached')")
+
+
+def test_a_lesson_runs_in_its_own_folder_and_stays_as_it_is(root, capsys):
+    path = store(root, "01_reads", READS)
+    before = path.read_bytes()
+    assert course.main([]) == 0
+    assert outputs(root, "01_reads") == ["found\n"]
+    assert path.read_bytes() == before
+    assert "1 lesson ran to the end" in capsys.readouterr().out
+
+
+def test_a_failure_is_named_and_the_others_run(root, capsys):
+    store(root, "01_fails", *FAILS)
+    store(root, "02_reads", READS)
+    store(root, "03_dies", "import os, signal", "os.kill(os.getpid(), signal.SIGKILL)")
+    assert course.main([]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    missing = "FileNotFoundError: [Errno 2] No such file or directory: '../data/missing.txt'"
+    copies = Path("build/course")
+    assert lines[-5:] == [
+        "2 of 3 lessons failed:",
+        f"01_fails, cell [2]: {missing}",
+        f"    open {copies / '01_fails.ipynb'}",
+        "03_dies, cell [2]: Kernel died",
+        f"    open {copies / '03_dies.ipynb'}",
+    ]
+    assert outputs(root, "01_fails") == ["", "FileNotFoundError", ""], "and nothing of another machine"
+    assert outputs(root, "02_reads") == ["found\n"]
+
+
+def test_a_log_has_one_line_for_each_lesson_with_the_time_left(root, capsys):
+    store(root, "01_reads", READS)
+    store(root, "02_reads", READS)
+    assert course.main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("2 lessons with 240 images will take about ")
+    assert lines[1].startswith("01_reads") and lines[1].endswith(" left")
+    assert lines[2].startswith("02_reads") and lines[2].endswith(" s")
+
+
+def test_what_ran_before_is_not_run_again_unless_something_changed(root, capsys, monkeypatch):
+    store(root, "01_counts", "open('ran.txt', 'a').write('x')")
+    ran = root / "notebooks" / "ran.txt"
+
+    def runs(*arguments):
+        assert course.main([*arguments]) == 0
+        return len(ran.read_text())
+
+    assert runs() == 1
+    assert runs() == 1
+    assert runs("--again") == 2
+    (root / "helpers" / "new.py").write_text("")
+    assert runs() == 3
+    monkeypatch.setenv("COURSE_IMAGES", "241")
+    assert runs() == 4
+    store(root, "01_counts", "open('ran.txt', 'a').write('x')", "")
+    assert runs() == 5
+
+
+def test_a_lesson_that_failed_is_run_again(root):
+    path = store(root, "01_fails", *FAILS)
+    assert course.main([]) == 1
+    assert course.main([]) == 1
+    (root / "data" / "missing.txt").touch()
+    assert course.main([]) == 0
+    assert path.exists()
+
+
+def test_all_adds_the_later_lessons_and_those_in_depth(root):
+    for name in ("00_first", "07_scoreboard", "08_later"):
+        store(root, name, READS)
+    store(root, "in_depth/02_rare", "import os; print('in depth' if os.getcwd().endswith('in_depth') else os.getcwd())")
+    assert [path.stem for path in course.find_lessons()] == ["00_first", "07_scoreboard"]
+    assert course.main(["--all"]) == 0
+    for name in ("00_first", "07_scoreboard", "08_later"):
+        assert outputs(root, name) == ["found\n"]
+    assert outputs(root, "in_depth/02_rare") == ["in depth\n"]
+
+
+def test_each_lesson_has_a_measured_time():
+    assert list(course._REFERENCE_S) == [course._name(path) for path in course.find_lessons(everything=True)]
+    assert course.find_lessons()[-1].stem == course._LAST_ON_THE_ROAD
+
+
+def test_times_of_this_machine_replace_the_reference(root):
+    path = store(root, "01_reads", READS)
+    course.BUILD.mkdir(parents=True)
+    seconds = course._Seconds.load(course.BUILD / "seconds.json")
+    assert seconds.expected(path) == pytest.approx(seconds.pace * course._UNKNOWN_S)
+    seconds.keep(path, 7)
+    assert course._Seconds.load(seconds.path).expected(path) == 7
+    seconds.path.write_text("{torn")
+    assert course._Seconds.load(seconds.path).expected(path) > 7
+
+
+@pytest.mark.parametrize("wish", ["0", "many", "-3"])
+def test_a_wrong_number_of_images_is_one_line(root, wish, monkeypatch, capsys):
+    store(root, "01_reads", READS)
+    monkeypatch.setenv("COURSE_IMAGES", wish)
+    assert course.main([]) == 2
+    assert capsys.readouterr().err == f"course: COURSE_IMAGES is {wish!r}; give a whole number above zero\n"
+
+
+def test_two_at_once_are_refused(root, capsys):
+    store(root, "01_reads", READS)
+    course.BUILD.mkdir(parents=True)
+    with FileLock(course.BUILD / ".lock"):
+        assert course.main([]) == 2
+    assert "already running" in capsys.readouterr().err
+
+
+def test_without_lessons_or_a_place_to_write_it_says_so(root, capsys):
+    assert course.main([]) == 2
+    assert "no lessons there" in capsys.readouterr().err
+    store(root, "01_reads", READS)
+    (root / "build").write_text("a file where the folder would be")
+    assert course.main([]) == 2
+    assert str(root / "build") in capsys.readouterr().err
+
+
+def test_images_that_cannot_be_made_stop_it(root, capsys):
+    store(root, "01_reads", READS)
+    (root / "data_scripts" / "make_images.py").write_text("raise SystemExit(3)")
+    assert course.main([]) == 3
+    assert not (root / "build" / "course" / "01_reads.ipynb").exists()
+
+
+def test_ctrl_c_stops_the_course_and_leaves_no_process(root):
+    child = "import subprocess, sys; c = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])"
+    note = "import os; open('pids', 'w').write(f'{os.getpid()} {c.pid}')"
+    store(root, "01_waits", f"{child}; {note}", "c.wait()")
+    store(root, "02_reads", READS)
+    program = f"""
+import sys, pathlib
+sys.path.insert(0, "tools")
+import run_course as course
+course.ROOT = pathlib.Path({str(root)!r})
+course.NOTEBOOKS, course.BUILD = course.ROOT / "notebooks", course.ROOT / "build" / "course"
+sys.exit(course.main([]))
+"""
+    command = [sys.executable, "-c", program]
+    running = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    try:
+        pids = root / "notebooks" / "pids"
+        deadline = time.monotonic() + 60
+        while not (pids.exists() and len(pids.read_text().split()) == 2):
+            assert running.poll() is None and time.monotonic() < deadline, running.stderr.read()
+            time.sleep(0.1)
+        time.sleep(0.5)  # into the cell that waits
+        running.send_signal(signal.SIGINT)
+        _, error = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    assert running.returncode == 130
+    assert error.strip() == "course: stopped. The same command continues with the lesson that was interrupted."
+    assert not (root / "build" / "course" / "02_reads.ipynb").exists()
+    for pid in map(int, pids.read_text().split()):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            assert psutil.Process(pid).status() == psutil.STATUS_ZOMBIE

@@ -1,0 +1,360 @@
+"""Run the lessons in order on this machine: `make course`, or `python tools/run_course.py`.
+
+The images are made first, and the scoreboard is printed last. Each lesson runs in the folder that it is stored in, as
+in JupyterLab and under nbval; what it printed and drew goes into a copy in ``build/course/``, so tracked files stay as
+they are. A lesson that ran before is skipped if nothing that it depends on has changed since.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nbformat
+import psutil
+from filelock import FileLock
+from filelock import Timeout as LockTimeout
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from helpers.folders import DEFAULT_COURSE_IMAGES
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "notebooks"
+BUILD = ROOT / "build" / "course"
+CELL_TIMEOUT_S = 1200
+
+_LAST_ON_THE_ROAD = "07_scoreboard"
+_SMALL = 240  # images
+# Seconds for each lesson on two cores, with _SMALL and with DEFAULT_COURSE_IMAGES images: measured in one run each, but
+# for the larger figures of 03, 04 (their time limits were raised afterwards) and 09, which are estimates.
+_REFERENCE_S = {
+    "00_start_here": (18, 16),
+    "01_load_everything": (83, 119),
+    "02_python_generator": (77, 141),
+    "03_keras_sequence": (129, 150),
+    "04_tf1_queues": (104, 150),
+    "05_tf_data": (158, 240),
+    "06_tf_data_at_full_speed": (188, 250),
+    "07_scoreboard": (38, 53),
+    "08_beyond_one_machine": (130, 133),
+    "09_style_transfer": (117, 240),
+    "10_other_loaders": (13, 15),
+}
+_REFERENCE_DECODE_MS = 1.28  # see _pace
+_UNKNOWN_S = 120  # a lesson that is not in the list
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A lesson that stopped: the execution count of the cell, the error in one line, and the copy that holds it all."""
+
+    lesson: str
+    cell: int
+    error: str
+    copy: Path
+
+    def __str__(self) -> str:
+        return f"{self.lesson}, cell [{self.cell}]: {self.error}\n    open {self.copy.relative_to(ROOT)}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line.
+
+    Returns
+    -------
+    int
+        0: every lesson ran to its end; 1: at least one did not; 2: nothing could be run; 130: stopped by Ctrl-C.
+    """
+    parser = argparse.ArgumentParser(prog="course", description="Run the lessons in order and print the scoreboard.")
+    parser.add_argument("--all", action="store_true", help="run the lessons after 07 and those in in_depth/, too")
+    parser.add_argument("--again", action="store_true", help="also run lessons that ran before and have not changed")
+    options = parser.parse_args(arguments)
+    try:
+        lessons = find_lessons(everything=options.all)
+        BUILD.mkdir(parents=True, exist_ok=True)
+        with FileLock(BUILD / ".lock", timeout=0):
+            return _run_all(lessons, options.again)
+    except LockTimeout:
+        message = "the course is already running in this folder; wait for it or stop it"
+    except OSError as error:
+        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    except ValueError as error:
+        message = str(error)
+    except subprocess.CalledProcessError as error:  # make_images.py has said why
+        return error.returncode
+    except KeyboardInterrupt:
+        print("\ncourse: stopped. The same command continues with the lesson that was interrupted.", file=sys.stderr)
+        return 130
+    print(f"course: {message}", file=sys.stderr)
+    return 2
+
+
+def find_lessons(everything: bool = False) -> list[Path]:
+    """Return the notebooks of lessons 00 to 07, or of all lessons, in the course's order.
+
+    Raises
+    ------
+    FileNotFoundError
+        There are none: this is an installed package and not the repository.
+    """
+    lessons = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
+    if not lessons:
+        raise FileNotFoundError(f"{NOTEBOOKS}: no lessons there; run `pip install -e .` in a clone of the repository")
+    if everything:
+        return lessons + sorted(NOTEBOOKS.glob("in_depth/[0-9]*.ipynb"))
+    return [path for path in lessons if path.stem <= _LAST_ON_THE_ROAD]
+
+
+def _run_all(lessons: list[Path], again: bool) -> int:
+    seconds = _Seconds.load(BUILD / "seconds.json")
+    waiting = [path for path in lessons if again or not _ran_before(path)]
+    if len(waiting) < len(lessons):
+        print(f"{_lessons(len(lessons) - len(waiting))} ran before and did not change (AGAIN=1 or --again runs all)")
+    if waiting:
+        time_needed = _minutes(sum(map(seconds.expected, waiting)))
+        print(f"{_lessons(len(waiting))} with {_course_images():,} images will take about {time_needed}", flush=True)
+    subprocess.run([sys.executable, str(ROOT / "data_scripts" / "make_images.py")], check=True)
+    failures = _run_lessons(waiting, seconds)
+    _print_scoreboard()
+    if not failures:
+        print(f"{_lessons(len(lessons))} ran to the end; their outputs on this machine are in build/course/")
+        return 0
+    print(f"{len(failures)} of {_lessons(len(lessons))} failed:")
+    print(*failures, sep="\n", flush=True)
+    return 1
+
+
+def _run_lessons(lessons: list[Path], seconds: _Seconds) -> list[Failure]:
+    failures = []
+    with _Display(lessons, seconds) as display:
+        for path in lessons:
+            display.show(path, 0)
+            started = time.monotonic()
+            failure = run_lesson(path, display)
+            took = time.monotonic() - started
+            if failure:
+                failures.append(failure)
+            else:
+                seconds.keep(path, took)
+            display.end_lesson(path, took, failed=failure is not None)
+    return failures
+
+
+def run_lesson(path: Path, display: _Display | None = None) -> Failure | None:
+    """Run a copy of one lesson from a fresh kernel, in the lesson's own folder, and store the copy in `BUILD`."""
+    name, copy, stamp, state = _name(path), _copy(path), _stamp(path), _state_of(path)
+    copy.parent.mkdir(exist_ok=True)
+    stamp.unlink(missing_ok=True)
+    notebook = nbformat.read(path, as_version=4)
+    cells = [(index, cell) for index, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+    for _, cell in cells:  # nothing from another machine may be taken for this one's
+        cell.outputs, cell.execution_count = [], None
+    client = NotebookClient(notebook, timeout=CELL_TIMEOUT_S, kernel_name="python3", shutdown_kernel="immediate")
+    client.extra_arguments = ["--log-level=CRITICAL"]  # no warning of missing encryption, no word about Ctrl-C
+    count = 0
+    try:
+        with _kernel(client, path.parent):
+            for count, (index, cell) in enumerate(cells, start=1):
+                client.execute_cell(cell, index)
+                if display:
+                    display.show(path, count / len(cells))
+    except CellExecutionError as error:
+        return Failure(name, count, _one_line(f"{error.ename}: {error.evalue}"), copy)
+    except CellTimeoutError:
+        return Failure(name, count, f"ran longer than {CELL_TIMEOUT_S // 60} minutes", copy)
+    except (DeadKernelError, RuntimeError) as error:
+        return Failure(name, count, _one_line(str(error)), copy)
+    finally:
+        _write(copy, nbformat.writes(notebook))
+    _write(stamp, state)
+    return None
+
+
+@contextlib.contextmanager
+def _kernel(client: NotebookClient, folder: Path) -> Iterator[None]:
+    """Give a client a kernel. Its own `setup_kernel` would take Ctrl-C for the end of this one lesson."""
+    client.create_kernel_manager()
+    started: list[psutil.Process] = []
+    try:
+        client.start_new_kernel(cwd=str(folder))
+        client.start_new_kernel_client()
+        started.append(psutil.Process(client.km.provisioner.pid))
+        yield
+    finally:
+        for kernel in started:  # once the kernel is gone, nobody can find its children
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for process in kernel.children(recursive=True):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
+        client._cleanup_kernel()
+
+
+def _one_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0][:200] if lines else "no message"
+
+
+# What ran before ------------------------------------------------------------------------------------------------------
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(NOTEBOOKS).with_suffix("").as_posix()
+
+
+def _copy(path: Path) -> Path:
+    return BUILD / path.relative_to(NOTEBOOKS)
+
+
+def _stamp(path: Path) -> Path:
+    return _copy(path).with_suffix(".ran")
+
+
+def _ran_before(path: Path) -> bool:
+    stamp = _stamp(path)
+    return _copy(path).exists() and stamp.exists() and stamp.read_text() == _state_of(path)
+
+
+def _state_of(path: Path) -> str:
+    """Return a hash of all that a lesson's outcome depends on and that this repository holds."""
+    state = hashlib.sha256(f"{sys.version} {os.environ.get('COURSE_IMAGES', '')}".encode())
+    folders = [ROOT / name for name in ("helpers", "data_scripts", "styles", "deploy")]
+    sources = [source for folder in folders for source in sorted(folder.rglob("*.*")) if source.suffix != ".pyc"]
+    for source in [path, ROOT / "requirements.txt", *sources]:
+        state.update(source.name.encode() + b"\0" + source.read_bytes())
+    return state.hexdigest()
+
+
+def _write(target: Path, text: str) -> None:
+    part = target.with_name(target.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, target)
+
+
+# How long it takes ----------------------------------------------------------------------------------------------------
+
+
+def _course_images() -> int:
+    wish = os.environ.get("COURSE_IMAGES") or str(DEFAULT_COURSE_IMAGES)
+    if not wish.isdecimal() or int(wish) < 1:
+        raise ValueError(f"COURSE_IMAGES is {wish!r}; give a whole number above zero")
+    return int(wish)
+
+
+@dataclass
+class _Seconds:
+    """How long each lesson will take: as long as it took here last time, or as on the reference machine, scaled."""
+
+    path: Path
+    here: dict[str, float] = field(default_factory=dict)  # lesson and number of images -> seconds
+    pace: float = 1.0
+
+    @classmethod
+    def load(cls, path: Path) -> _Seconds:
+        try:
+            here = {str(key): float(value) for key, value in json.loads(path.read_text()).items()}
+        except (OSError, ValueError, AttributeError, TypeError):  # none yet, or torn
+            here = {}
+        return cls(path, here, _pace())
+
+    def expected(self, lesson: Path) -> float:
+        images = _course_images()
+        if took := self.here.get(f"{_name(lesson)} {images}"):
+            return took
+        small, full = _REFERENCE_S.get(_name(lesson), (_UNKNOWN_S, _UNKNOWN_S))
+        share = (images - _SMALL) / (DEFAULT_COURSE_IMAGES - _SMALL)
+        return self.pace * max(small / 2, small + share * (full - small))
+
+    def keep(self, lesson: Path, took: float) -> None:
+        self.here[f"{_name(lesson)} {_course_images()}"] = round(took, 1)
+        _write(self.path, json.dumps(self.here, indent=1))
+
+
+def _pace() -> float:
+    """Return how many times as long as the reference machine this one takes to decode an image, measured in 0.3 s."""
+    import cv2
+    import numpy as np
+
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    jpeg = cv2.imencode(".jpg", cv2.resize(noise, (640, 480), interpolation=cv2.INTER_CUBIC))[1]
+    times = []
+    for _ in range(50):
+        started = time.perf_counter()
+        cv2.imdecode(jpeg, cv2.IMREAD_COLOR)
+        times.append(time.perf_counter() - started)
+    return 1000 * sorted(times)[len(times) // 2] / _REFERENCE_DECODE_MS
+
+
+def _lessons(count: int) -> str:
+    return f"{count} lesson{'' if count == 1 else 's'}"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{max(seconds, 1):.0f} s"
+
+
+class _Display:
+    """Progress of the lesson and of the course: bars on a terminal, one line for each lesson elsewhere."""
+
+    def __init__(self, lessons: Sequence[Path], seconds: _Seconds):
+        self.expected = {path: seconds.expected(path) for path in lessons}
+        self.total = sum(self.expected.values())
+        self.done = 0.0  # expected seconds of the lessons that have ended
+        self.started = time.monotonic()
+        console = Console()
+        self.bars = Progress(
+            TextColumn("{task.description:26}"),
+            BarColumn(30),
+            TextColumn("{task.percentage:3.0f} %  {task.fields[left]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.lesson = self.bars.add_task("", total=1.0, left="")
+        self.course = self.bars.add_task("the course", total=self.total, left="")
+
+    def __enter__(self) -> _Display:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def show(self, path: Path, share: float) -> None:
+        """Move the bars to this share, 0 to 1, of a lesson."""
+        done = self.done + share * self.expected[path]
+        self.bars.update(self.lesson, description=_name(path), completed=share)
+        self.bars.update(self.course, completed=done, left=self._left(done))
+
+    def end_lesson(self, path: Path, took: float, failed: bool) -> None:
+        """Print a line for a lesson that has ended, well or not."""
+        self.done += self.expected[path]
+        left = f"    {self._left(self.done)}" if self.total - self.done > 1 else ""
+        print(f"{_name(path):26}{'  FAILED' if failed else ''}{took:6.0f} s{left}", flush=True)
+
+    def _left(self, done: float) -> str:
+        """As if the rest took as much longer or shorter than expected as what was done."""
+        pace = (time.monotonic() - self.started) / done if done else 1.0
+        return f"about {_minutes(pace * (self.total - done))} left"
+
+
+def _print_scoreboard() -> None:
+    from helpers.scoreboard import load, newest, table
+
+    if rows := newest(load()):
+        Console().print(table(rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
