@@ -229,6 +229,7 @@ def _supervised(job: list[bytes], limits: dict) -> tuple[dict, memoryview]:
     mark = uuid.uuid4().hex
     environment = {
         **os.environ,
+        "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3"),
         "MPLBACKEND": "agg",  # a notebook's inline backend has no kernel to draw in
         _MARKS: f"{os.environ.get(_MARKS, '')} {mark}",
     }

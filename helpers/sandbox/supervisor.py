@@ -20,6 +20,7 @@ from collections import deque
 from pathlib import Path
 from typing import BinaryIO
 
+from helpers.quiet import without_start_up_notes
 from helpers.sandbox import memory
 from helpers.sandbox.outcome import Outcome
 from helpers.sandbox.worker import FINISHED, FRAME, LARGEST_FRAME, PROGRESS, RAISED, STARTED, VALUE_PART
@@ -350,7 +351,7 @@ class _Output:
     def text(self) -> str:
         left_out = self.total - len(self.head) - len(self.tail)
         middle = f"\n[{left_out:,} bytes left out]\n".encode() if left_out else b""
-        return (self.head + middle + self.tail).decode(errors="replace")
+        return without_start_up_notes(self.head + middle + self.tail).decode(errors="replace")
 
 
 class _Samples:

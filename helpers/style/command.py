@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -51,27 +51,27 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    def command(name: str, function, help: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=help, description=help)
+    settings, network = (argparse.ArgumentParser(add_help=False) for _ in range(2))
+    settings.add_argument("settings", type=Path, metavar="SETTINGS.yaml")
+    settings.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="put a setting in its place")
+    network.add_argument("network", type=Path, metavar="RUN", help="folder of a training, or a file .keras")
+
+    def command(name: str, function: Callable, takes: argparse.ArgumentParser, help: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, parents=[takes], help=help, description=help)
         added.set_defaults(command=function)
         return added
 
-    train = command("train", _train, "train a network for one style, or go on with a training")
+    train = command("train", _train, settings, "train a network for one style, or go on with a training")
     train.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="photographs, also in its folders")
     train.add_argument("--to", type=Path, required=True, metavar="RUN", help="folder of this training")
-    stylise = command("stylise", _stylise, "repaint pictures")
+    stylise = command("stylise", _stylise, network, "repaint pictures")
     stylise.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
     stylise.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="for PNG files of the same names")
     stylise.add_argument("--longest-side", type=_pixels, metavar="PX", help="shrink larger pictures to this first")
-    preview = command("preview", _preview, "write the style picture as the losses will see it")
+    preview = command("preview", _preview, settings, "write the style picture as the losses will see it")
     preview.add_argument("--to", type=Path, required=True, metavar="PICTURE.png")
-    export = command("export", _export, "write a trained network as a SavedModel and as a file .keras")
+    export = command("export", _export, network, "write a trained network as a SavedModel and as a file .keras")
     export.add_argument("--to", type=Path, required=True, metavar="FOLDER")
-    for added in (train, preview):
-        added.add_argument("settings", type=Path, metavar="SETTINGS.yaml")
-        added.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="put a setting in its place")
-    for added in (stylise, export):
-        added.add_argument("network", type=Path, metavar="RUN", help="folder of a training, or a file .keras")
     return parser.parse_args(arguments)
 
 

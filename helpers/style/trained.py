@@ -1,6 +1,6 @@
 """What a trained style network is for: it is loaded, repaints pictures, and is exported.
 
-Called by `style` and by lesson 09.
+Called by `command` and by lesson 09.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import tensorflow as tf
 from helpers.files import printable
 from helpers.style.network import BORDER_PX, style_network
 from helpers.style.settings import load_settings
-from helpers.style.training import checkpoints, restore
+from helpers.style.training import checkpoints, first_line, restore
 
 __all__ = ["export_network", "load_network", "stylise"]
 
@@ -38,24 +38,21 @@ def load_network(path: str | os.PathLike) -> keras.Model:
     try:
         network = keras.models.load_model(path, compile=False)
     except (ValueError, TypeError, OSError, KeyError) as error:
-        raise ValueError(f"{printable(path)}: no Keras network that can be loaded ({_first_line(error)})") from error
+        reason = first_line(error)
+        raise ValueError(f"{printable(path)}: no Keras network that can be loaded ({reason})") from error
     if network.input_shape != (None, None, None, 3) or network.output_shape[-1] != 3:
         raise ValueError(f"{printable(path)}: a network of {network.input_shape}, not one that repaints pictures")
     return network
 
 
 def _network_of_run(folder: Path) -> keras.Model:
-    if not (folder / "settings.yaml").exists():
-        raise FileNotFoundError(
-            f"{printable(folder)}: no run, it has no settings.yaml; give the folder of `train --to`"
-        )
-    network = style_network(load_settings(folder / "settings.yaml").width)
-    manager = checkpoints(folder, network=network)
-    if manager.latest_checkpoint is None:
-        raise FileNotFoundError(
-            f"{printable(folder)}: nothing saved yet; the first checkpoint comes after save_every steps"
-        )
-    restore(manager.checkpoint, manager.latest_checkpoint)
+    settings = folder / "settings.yaml"
+    if not settings.exists():
+        raise FileNotFoundError(f"{printable(folder)}: no run, it has no {settings.name}; give what `train --to` made")
+    network = style_network(load_settings(settings).width)
+    if not restore(checkpoints(folder, network=network)):
+        hint = "the first checkpoint comes after save_every steps"
+        raise FileNotFoundError(f"{printable(folder)}: nothing saved yet; {hint}")
     return network
 
 
@@ -102,7 +99,3 @@ def export_network(network: keras.Model, folder: str | os.PathLike) -> tuple[Pat
     archive.add_endpoint("serve", serve, [tf.TensorSpec((None, None, None, 3), tf.uint8, name="pictures")])
     archive.write_out(folder / "saved_model", verbose=False)
     return folder / "network.keras", folder / "saved_model"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,6 +1,6 @@
 """Train a style network so that nothing is lost: the same run, whether it was killed in between or not.
 
-Called by `style`. The network, the losses and the feeding are those of lesson 09. A run is a folder:
+Called by `command`, `trained` and lesson 09. The network, the losses and the feeding are those of lesson 09. A run is a folder:
 
     settings.yaml   what it was started with, its features resolved      style.png   the style picture, copied
     checkpoints/    the last two                                        logs/       for TensorBoard
@@ -10,34 +10,28 @@ Called by `style`. The network, the losses and the feeding are those of lesson 0
 from __future__ import annotations
 
 import csv
-import dataclasses
 import hashlib
 import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from pathlib import Path
+from typing import TextIO
 
 import keras
+import msgspec
 import numpy as np
 import tensorflow as tf
-from filelock import FileLock
-from filelock import Timeout as LockTimeout
 
-from helpers.files import printable
+from helpers.files import locked, printable, write_whole
 from helpers.folders import ImageFiles
 from helpers.style.feeds import style_tf_data
 from helpers.style.network import PerceptualLoss, style_features, style_network, training_step
 from helpers.style.pictures import save_picture, target_picture
 from helpers.style.settings import StyleSettings, load_settings, save_settings
 
-__all__ = [
-    "build_step",
-    "epoch_order",
-    "read_losses",
-    "train",
-]
+__all__ = ["build_step", "epoch_order", "read_losses", "train"]
 
 LOSSES = ("total", "content", "style", "variation")
 _COLUMNS = ("step", *LOSSES)
@@ -60,13 +54,9 @@ def resolved_features(features: str) -> str:
 
 
 def build_step(settings: StyleSettings, style: np.ndarray) -> tuple[keras.Model, keras.Optimizer, Callable]:
-    """Return network, optimizer and the function that trains one step; see `pipelines.style_network`.
+    """Return network, optimizer and the function that trains one step, as `helpers.style.network` has it.
 
-    Parameters
-    ----------
-    settings : StyleSettings
-    style : numpy.ndarray
-        The style picture, uint8 ``(height, width, 3)``.
+    The style picture is uint8 ``(height, width, 3)``.
     """
     keras.utils.set_random_seed(settings.seed)
     network = style_network(settings.width)
@@ -113,11 +103,8 @@ def train(settings: StyleSettings, files: ImageFiles, folder: str | os.PathLike,
         raise ValueError(f"{found}; give more, or a smaller batch_size")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            return _Run(settings, files, folder, say).train()
-    except LockTimeout:
-        raise OSError(f"{printable(folder)}: another training is writing there; give another folder") from None
+    with locked(folder / ".lock", f"{printable(folder)}: another training is writing there; give another folder"):
+        return _Run(settings, files, folder, say).train()
 
 
 class _Run:
@@ -129,7 +116,7 @@ class _Run:
         self.network, self.optimizer, self.train_step = build_step(self.settings, style)
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.manager = checkpoints(folder, network=self.network, optimizer=self.optimizer, step=self.step)
-        restore(self.manager.checkpoint, self.manager.latest_checkpoint)
+        restore(self.manager)
 
     def train(self) -> Path:
         first = int(self.step)
@@ -137,24 +124,28 @@ class _Run:
             self.say(f"going on after step {first:,}")
         path = self.folder / "losses.csv"
         _keep_losses(path, first)
-        with open(path, "a", newline="", encoding="utf-8") as file, _summaries(self.folder / "logs") as summaries:
+        summaries = tf.summary.create_file_writer(os.fspath(self.folder / "logs"))
+        with open(path, "a", encoding="utf-8") as file, closing(summaries):
             self._steps(first, file, summaries)
-        return self._save_network()
+        network, part = self.folder / "network.keras", self.folder / "part.network.keras"
+        self.network.save(part)  # Keras writes to a name with this ending, and to no open file
+        part.replace(network)
+        return network
 
-    def _steps(self, first: int, file, summaries) -> None:
-        settings, losses = self.settings, csv.DictWriter(file, _COLUMNS)
-        said_s = time.monotonic()
-        numbers = range(first + 1, settings.steps + 1)
-        for number, images in zip(numbers, self._batches(first), strict=False):
+    def _steps(self, first: int, file: TextIO, summaries: tf.summary.SummaryWriter) -> None:
+        settings, said_s = self.settings, time.monotonic()
+        for number, images in zip(range(first + 1, settings.steps + 1), self._batches(first), strict=False):
             values = {name: float(value) for name, value in self.train_step(images).items()}
-            _refuse_nonsense(number, values)
+            if not math.isfinite(values["total"]):
+                found = f"the loss of step {number:,} is {values['total']}"
+                raise ValueError(f"{found}: start again with a lower learning_rate")
             self.step.assign(number)
-            losses.writerow({"step": number, **values})
-            _log_losses(summaries, number, values)
+            file.write(_line(number, values))
             is_last = number == settings.steps
-            if number % settings.save_every == 0 or is_last:
+            is_saved = is_last or number % settings.save_every == 0
+            self._log(summaries, number, values, images if is_saved else None)
+            if is_saved:
                 file.flush()  # before the checkpoint: what it claims to have done must be in the file
-                self._log_pictures(summaries, number, images)
                 self.manager.save(number)
             now_s = time.monotonic()
             if number == first + 1:
@@ -174,22 +165,20 @@ class _Run:
                 for images, _names in style_tf_data(rest, image_size=image_size, batch_size=size):
                     yield images
             except tf.errors.OpError as error:
-                raise ValueError(_broken_image(error)) from error
+                hint = "data_scripts/check_images.py finds all that are broken"
+                raise ValueError(f"an image cannot be read: {error.message}; {hint}") from error
             epoch, skipped = epoch + 1, 0
 
-    def _log_pictures(self, summaries, number: int, images: tf.Tensor) -> None:
-        """Note photographs and what the network makes of them, of the batch that was just trained on: no other."""
-        images = images[:_PICTURES_LOGGED]
-        painted = tf.cast(tf.round(self.network(images)), tf.uint8)
-        with summaries.as_default(step=number):
-            tf.summary.image("photograph and painted", tf.concat([images, painted], 2), max_outputs=_PICTURES_LOGGED)
-        summaries.flush()
-
-    def _save_network(self) -> Path:
-        path, part = self.folder / "network.keras", self.folder / "part.network.keras"
-        self.network.save(part)
-        part.replace(path)
-        return path
+    def _log(self, summaries, step: int, losses: dict[str, float], images: tf.Tensor | None) -> None:
+        """Note the losses and, from time to time, images of the batch that was just trained on, with their paintings."""
+        with summaries.as_default(step=step):
+            for name, value in losses.items():
+                tf.summary.scalar(f"loss/{name}", value)
+            if images is not None:
+                images = images[:_PICTURES_LOGGED]
+                both = tf.concat([images, tf.cast(tf.round(self.network(images)), tf.uint8)], 2)
+                tf.summary.image("photograph and painted", both, max_outputs=_PICTURES_LOGGED)
+                summaries.flush()
 
 
 def epoch_order(count: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
@@ -204,26 +193,21 @@ def _started(settings: StyleSettings, folder: Path) -> tuple[StyleSettings, np.n
     features = resolved_features(settings.features)
     if noted.exists():
         before = load_settings(noted)
-        features = before.features if settings.features == "auto" else features
-        _refuse_changes(
-            before, dataclasses.replace(settings, style_image=before.style_image, features=features), folder
-        )
+        if settings.features == "auto":
+            features = before.features
+        settings = msgspec.structs.replace(settings, style_image=before.style_image, features=features)
+        for name in settings.__struct_fields__:
+            old, new = getattr(before, name), getattr(settings, name)
+            if name not in _MAY_CHANGE and old != new:
+                found = f"{printable(folder)}: holds a run with {name} {old}, and now {name} is {new}"
+                raise ValueError(f"{found}; give another folder, or the same settings")
         if not np.array_equal(target_picture(before), style):
             raise ValueError(f"{printable(folder)}: holds a run of another style picture; give another folder")
     else:
         save_picture(style, picture)
-    settings = dataclasses.replace(settings, style_image=picture.name, features=features)
+    settings = msgspec.structs.replace(settings, style_image=picture.name, features=features)
     save_settings(settings, noted)
     return settings, style
-
-
-def _refuse_changes(before: StyleSettings, now: StyleSettings, folder: Path) -> None:
-    for name, value in dataclasses.asdict(before).items():
-        if name not in _MAY_CHANGE and getattr(now, name) != value:
-            raise ValueError(
-                f"{printable(folder)}: holds a run with {name} {value}, and now {name} is {getattr(now, name)};"
-                " give another folder, or the same settings"
-            )
 
 
 def checkpoints(folder: Path, **parts: object) -> tf.train.CheckpointManager:
@@ -231,31 +215,40 @@ def checkpoints(folder: Path, **parts: object) -> tf.train.CheckpointManager:
     return tf.train.CheckpointManager(tf.train.Checkpoint(**parts), os.fspath(folder / "checkpoints"), max_to_keep=2)
 
 
-def restore(checkpoint: tf.train.Checkpoint, path: str | None) -> None:
-    """Read the last checkpoint, if there is one; raise ValueError where its weights are those of another network."""
-    if path is None:
-        return
+def restore(manager: tf.train.CheckpointManager) -> bool:
+    """Read the last checkpoint, and return whether there is one.
+
+    Raises
+    ------
+    ValueError
+        If it is damaged, or its weights are those of another network.
+    """
+    path = manager.latest_checkpoint
     try:
-        checkpoint.restore(path).assert_existing_objects_matched().expect_partial()
+        if path:
+            manager.checkpoint.restore(path).assert_existing_objects_matched().expect_partial()
     except (ValueError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"{printable(path)}: these weights do not fit the network of settings.yaml ({reason}); put its width back"
-        ) from error
+        found = f"{printable(path)}: these weights do not fit the network of settings.yaml"
+        raise ValueError(f"{found} ({first_line(error)}); put its width back") from error
     except tf.errors.OpError as error:
-        raise ValueError(f"{printable(path)}: a damaged checkpoint; delete it and its line in the file checkpoint"
-                         f" beside it ({error.message.splitlines()[0]})") from error  # fmt: skip
+        found = f"{printable(path)}: a damaged checkpoint; delete it and its line in the file checkpoint beside it"
+        raise ValueError(f"{found} ({error.message.splitlines()[0]})") from error
+    return path is not None
+
+
+def first_line(error: Exception) -> str:
+    """Return how the text of an error begins: those of Keras and TensorFlow are long."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _line(step: int, losses: dict[str, float]) -> str:
+    return ",".join(map(str, (step, *(losses[name] for name in LOSSES)))) + "\n"
 
 
 def _keep_losses(path: Path, last_step: int) -> None:
     """Leave out of a file of losses what a killed run wrote after its last checkpoint; make the file when missing."""
-    kept = [row for row in read_losses(path) if row["step"] <= last_step]
-    part = path.with_name(f"{path.name}.part")
-    with open(part, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, _COLUMNS)
-        writer.writeheader()
-        writer.writerows(kept)
-    part.replace(path)
+    kept = [_line(row["step"], row) for row in read_losses(path) if row["step"] <= last_step]
+    write_whole(path, ",".join(_COLUMNS) + "\n" + "".join(kept))
 
 
 def read_losses(path: str | os.PathLike) -> list[dict[str, float]]:
@@ -267,26 +260,6 @@ def read_losses(path: str | os.PathLike) -> list[dict[str, float]]:
         return []
     whole = [row for row in rows if all(row.get(name) for name in _COLUMNS)]
     return [{"step": int(row["step"]), **{name: float(row[name]) for name in LOSSES}} for row in whole]
-
-
-@contextmanager
-def _summaries(folder: Path) -> Iterator:
-    writer = tf.summary.create_file_writer(os.fspath(folder))
-    try:
-        yield writer
-    finally:
-        writer.close()
-
-
-def _refuse_nonsense(step: int, values: dict[str, float]) -> None:
-    if not math.isfinite(values["total"]):
-        raise ValueError(f"the loss of step {step:,} is {values['total']}: start again with a lower learning_rate")
-
-
-def _log_losses(writer, step: int, values: dict[str, float]) -> None:
-    with writer.as_default(step=step):
-        for name, value in values.items():
-            tf.summary.scalar(f"loss/{name}", value)
 
 
 def _progress(step: int, done: int, settings: StyleSettings, values: dict[str, float], seconds: float) -> str:
@@ -301,7 +274,3 @@ def _duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02} min"
     return f"{minutes} min {int(seconds % 60):02} s" if minutes else f"{seconds:.0f} s"
-
-
-def _broken_image(error: tf.errors.OpError) -> str:
-    return f"an image cannot be read: {error.message}; data_scripts/check_images.py finds all that are broken"

@@ -1,0 +1,34 @@
+"""Take a pipeline home: print it as one file, which needs TensorFlow, OpenCV and numpy, and nothing of this course.
+
+python -m helpers.pipelines NAME > my_pipeline.py
+"""
+
+import argparse
+import sys
+
+from helpers.files import ExitStatus
+from helpers.pipelines import PIPELINES
+from helpers.take_home import TakeHomeError, take_home
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run from the command line; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m helpers.pipelines", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help=f"one of {', '.join(PIPELINES)}")
+    name = parser.parse_args(arguments).name
+    if name not in PIPELINES:
+        print(f"{parser.prog} NAME > my_pipeline.py, and NAME is one of {', '.join(PIPELINES)}", file=sys.stderr)
+        return ExitStatus.CANNOT
+    try:
+        sys.stdout.buffer.write(take_home(name).encode())
+        sys.stdout.flush()
+    except (TakeHomeError, OSError) as error:
+        print(error, file=sys.stderr)
+        return ExitStatus.CANNOT
+    return ExitStatus.FINE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
