@@ -9,7 +9,6 @@ backend is the one that KERAS_BACKEND names; the pipelines stay those of tf.data
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import math
 import shutil
@@ -21,15 +20,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from filelock import FileLock, Timeout
+from msgspec.structs import replace
 from rich.console import Console
 from rich.table import Table
 
 from helpers import scoreboard
 from helpers.accelerators import MODELS, KerasAccelerator
-from helpers.gpu import gpus
+from helpers.files import ExitStatus, locked, write_whole
 from helpers.folders import ImageFiles, course_images
-from helpers.measure import Measurement, measure, measure_ceiling
+from helpers.gpu import gpus
+from helpers.measure import measure, measure_ceiling
+from helpers.measurement import Measurement
 from helpers.packing import default_packs_in
 from helpers.pipelines import PIPELINES
 from helpers.plots import scoreboard_by_pipeline
@@ -44,19 +45,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     if not gpus() and not options.without_gpu:
         print("no NVIDIA GPU here; --without-gpu runs the same on the CPU, to see that it works", file=sys.stderr)
-        return 2
+        return ExitStatus.CANNOT
     kept = options.to / f"{Path(scoreboard.local_path().name).stem}--runs"
     kept.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(kept / ".lock", timeout=0):
+        with locked(kept / ".lock", f"{kept}: another benchmark is running; two would measure each other"):
             _bench(options, kept)
-    except Timeout:
-        print(f"{kept}: another benchmark is running; two would measure each other", file=sys.stderr)
-        return 2
+    except BlockingIOError as error:
+        print(error, file=sys.stderr)
+        return ExitStatus.CANNOT
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from here.", file=sys.stderr)
         return 130
-    return 0
+    return ExitStatus.FINE
 
 
 def _bench(options: argparse.Namespace, kept: Path) -> None:
@@ -142,7 +143,7 @@ def _ceilings(options: argparse.Namespace, path: Path, clock: _Clock) -> dict[st
             print(f"{key}: {str(error).splitlines()[0]}", file=sys.stderr)
             continue
         clock.took("ceiling", time.monotonic() - started)
-        _write_atomically(path, json.dumps(found, indent=1))
+        write_whole(path, json.dumps(found, indent=1))
     return found
 
 
@@ -187,26 +188,19 @@ def _one_run(
     clock.took(name, time.monotonic() - started)
     if one.outcome == "hung":
         return None  # the time limit was what is left of ours, so this says nothing about the pipeline
-    _write_atomically(path, one.to_json())
+    write_whole(path, one.to_json())
     return one
 
 
 def _median_of(rounds: list[Measurement]) -> Measurement:
-    finished = sorted((one for one in rounds if one.together_images_per_s), key=lambda one: one.together_images_per_s)
+    trained = [one for one in rounds if one.training.images_per_s]
+    finished = sorted(trained, key=lambda one: one.training.images_per_s)
     if len(finished) < len(rounds):
         return next(one for one in rounds if one not in finished)
     middle = finished[(len(finished) - 1) // 2]
-    return dataclasses.replace(
-        middle,
-        runs_images_per_s=tuple(one.images_per_s for one in rounds),
-        runs_together_images_per_s=tuple(one.together_images_per_s for one in rounds),
-    )
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(text)
-    part.replace(path)
+    alone = replace(middle.alone, runs_images_per_s=tuple(one.alone.images_per_s for one in rounds))
+    training = replace(middle.training, runs_images_per_s=tuple(one.training.images_per_s for one in rounds))
+    return replace(middle, alone=alone, training=training)
 
 
 def _print_ceilings(ceilings: dict[str, float]) -> None:
@@ -220,21 +214,23 @@ def _print_rows(rows: list[Measurement]) -> None:
     """Print each pipeline; three figures say how busy the GPU was, and they measure different things."""
     table = Table("pipeline", "alone", "together", "ceiling", "AU", "by rates", "kernels", "SMs", "cores", "GPU MiB")
     for one in rows:
-        if not one.together_images_per_s or not one.ceiling_images_per_s:
+        rate, cores_busy = one.alone.images_per_s, one.alone.cores_busy
+        together, top, gpu = one.training.images_per_s, one.training.ceiling_images_per_s, one.gpu
+        if not together or not top:
             table.add_row(one.name, one.outcome)
             continue
-        cores = one.cores_busy and one.images_per_s and one.ceiling_images_per_s / (one.images_per_s / one.cores_busy)
+        cores = cores_busy and rate and top / (rate / cores_busy)
         table.add_row(
             one.name,
-            f"{one.images_per_s:,.0f}",
-            f"{one.together_images_per_s:,.0f}",
-            f"{one.ceiling_images_per_s:,.0f}",
-            f"{one.utilisation_percent:.1f} %",
-            f"{100 * one.together_images_per_s / one.ceiling_images_per_s:.1f} %",
-            _percent(one.gpu_busy_percent),
-            _percent(one.gpu_sm_percent),
+            f"{rate:,.0f}",
+            f"{together:,.0f}",
+            f"{top:,.0f}",
+            f"{one.training.utilisation_percent:.1f} %",
+            f"{100 * together / top:.1f} %",
+            _percent(gpu.busy_percent),
+            _percent(gpu.sm_percent),
             f"{math.ceil(cores)}" if cores else "?",
-            f"{one.framework_gpu_peak_mib:,.0f}" if one.framework_gpu_peak_mib else "?",
+            f"{gpu.framework_peak_mib:,.0f}" if gpu.framework_peak_mib else "?",
         )
     console = Console(width=120)
     console.print(table)

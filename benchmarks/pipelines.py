@@ -28,10 +28,11 @@ from helpers.accelerators import EmulatedAccelerator
 from helpers.benchmark.other_loaders import installed
 from helpers.benchmark.rates import decode_fully, decode_rate, decode_reduced
 from helpers.folders import ImageFiles, course_images
-from helpers.measure import Trial, measure, settled_mib
+from helpers.measure import Trial, measure
 from helpers.packed import Packed, hash_of_index
 from helpers.packing import pack
 from helpers.pipelines import PIPELINES
+from helpers.runs import settled_mib
 from helpers.sandbox import ChildResult, run
 from helpers.style.feeds import style_queues, style_tf_data
 
@@ -215,7 +216,7 @@ def _print_memory(files: ImageFiles, plain: Packed, folder: Path) -> None:
 
 def _peak_above_mib(pipeline: Callable, files: ImageFiles) -> float:
     found = measure(pipeline, files, batches=_BATCHES, batch_size=_BATCH_SIZE, growth=False, repeats=3, name="memory")
-    return found.peak_mib - found.baseline_mib
+    return found.memory.peak_mib - found.memory.baseline_mib
 
 
 def _held_after_epochs(pipeline: Callable, files: ImageFiles) -> list[float]:
@@ -253,9 +254,9 @@ def _print_utilisation(files: ImageFiles, fast_images_per_s: float) -> None:
         )
         text = f"{name}: accelerator at 90 % busy, %"
         if least:
-            _print_bar(text, found.utilisation_percent, least)
+            _print_bar(text, found.training.utilisation_percent, least)
         else:
-            print(f"{text:42}{found.utilisation_percent:10.2f}   beside it")
+            print(f"{text:42}{found.training.utilisation_percent:10.2f}   beside it")
 
 
 def _print_style_feeds(files: ImageFiles, rounds: int) -> None:
@@ -272,9 +273,9 @@ def _print_style_feeds(files: ImageFiles, rounds: int) -> None:
     print(f"\n{'':34}{'images/s':>10}{'lowest':>10}{'highest':>10}{'of 1 thread':>13}{'MiB':>7}")
     rows = [trial.measurement() for trial in trials]
     for row in rows:
-        lowest, highest = min(row.runs_images_per_s), max(row.runs_images_per_s)
-        share = row.images_per_s / rows[0].images_per_s
-        print(f"{row.name:34}{row.images_per_s:10,.0f}{lowest:10,.0f}{highest:10,.0f}{share:13.2f}{row.peak_mib:7,.0f}")
+        rate, runs = row.alone.images_per_s, row.alone.runs_images_per_s
+        share, peak_mib = rate / rows[0].alone.images_per_s, row.memory.peak_mib
+        print(f"{row.name:34}{rate:10,.0f}{min(runs):10,.0f}{max(runs):10,.0f}{share:13.2f}{peak_mib:7,.0f}")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import errno
 import gzip
-import hashlib
-import os
 import re
 import shutil
 import stat
@@ -17,7 +15,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO
 
@@ -25,6 +23,8 @@ from typing import BinaryIO
 # in some installations of Python; requests brings its own, and JupyterLab needs it anyway.
 import requests
 import urllib3
+
+from helpers.files import naming, sha256_of
 
 __all__ = ["ArchiveError", "DownloadError", "fetch", "unpack"]
 
@@ -89,9 +89,8 @@ def fetch(
     Raises
     ------
     DownloadError
-        If the server refuses, offers a file of another size, or fails too often in a row.
-    ValueError
-        If the finished file has another hash; it is removed.
+        If the server refuses, offers a file of another size, or fails too often in a row; if the finished file has
+        another hash, which is then removed.
     OSError
         If the disk is full. What is there stays, and the next call goes on with it.
     """
@@ -127,11 +126,10 @@ def _cause(error: BaseException) -> str:
 
 
 def _verified(url: str, path: Path, sha256: str | None) -> str:
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256_of(path)
     if sha256 not in (None, found):
         _forget(path)
-        raise ValueError(
+        raise DownloadError(
             f"{url}: the SHA-256 is {found}, not {sha256}; the file was removed, and the same command downloads it"
             " anew. If that does not help, the file has changed there: try --mirror"
         )
@@ -207,7 +205,7 @@ def _range(response: requests.Response) -> tuple[int, int | None]:
 
 def _append(response: requests.Response, path: Path, have: int, size_bytes: int, on_progress: _Progress | None) -> None:
     # Not iter_content: it would unpack a .tgz that the server calls "gzip-encoded", and wait until a piece is full.
-    with _naming(path), open(path, "ab") as file:
+    with naming(path), open(path, "ab") as file:
         while piece := response.raw.read1(_PIECE_BYTES, decode_content=False):
             have += len(piece)
             if have > size_bytes:
@@ -220,17 +218,6 @@ def _append(response: requests.Response, path: Path, have: int, size_bytes: int,
         raise DownloadError(f"{response.url}: the server sends more than the {size_bytes:,} bytes of the data set")
     if have < size_bytes:
         raise _TryAgain(f"the connection ended after {have:,} of {size_bytes:,} bytes")
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Add the file to an error that does not say which: a full disk."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is not None and error.filename is None:
-            error.filename = os.fspath(path)
-        raise
 
 
 # ---- unpacking -------------------------------------------------------------------------------------------------------
@@ -299,9 +286,8 @@ def unpack(
 
 
 def _too_large(archive: Path, max_bytes: int, max_files: int) -> ArchiveError:
-    return ArchiveError(
-        f"{archive}: unpacked, it has more than {max_bytes:,} bytes or {max_files:,} files: not a data set"
-    )
+    limit = f"{max_bytes:,} bytes or {max_files:,} files"
+    return ArchiveError(f"{archive}: unpacked, it has more than {limit}: not a data set")
 
 
 def _safe(archive: Path, name: str) -> PurePosixPath:
@@ -363,7 +349,7 @@ class _Bounded:
 def _write(archive: Path, opened: Callable[[], BinaryIO], target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _naming(target), open(target, "xb") as file, opened() as source:
+        with naming(target), open(target, "xb") as file, opened() as source:
             shutil.copyfileobj(source, file, _PIECE_BYTES)
     except (FileExistsError, NotADirectoryError, IsADirectoryError):
         raise ArchiveError(f"{archive}: {target} would be two files, or a file and a folder") from None

@@ -8,14 +8,14 @@ each archive is verified before it is unpacked, and its SHA-256 where one is pub
 and not before. The lessons need none of this: `make_images.py` makes their images without a network.
 
 A proxy and certificates are taken from HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY and REQUESTS_CA_BUNDLE.
-In sizes, 1 MB is 1,000,000 bytes, as disks are sold.
+In sizes, 1 MB is 1,000,000 bytes, as disks are sold. Exit status: 0; 1 where the download fails or what came is not
+what it should be; 2 for what cannot be done, such as a full disk or a DIR that holds something else.
 """
 
 import argparse
 import csv
 import dataclasses
 import difflib
-import hashlib
 import io
 import json
 import os
@@ -23,16 +23,17 @@ import shutil
 import sys
 import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
+import msgspec
 import requests
-from download import ArchiveError, fetch, unpack
-from filelock import FileLock, Timeout
+from download import ArchiveError, DownloadError, fetch, unpack
 from tqdm import tqdm
 
+from helpers.files import ExitStatus, free_bytes, locked, printable, sha256_of
 from helpers.folders import IMAGE_SUFFIXES
 
 _SPARE_BYTES = 200_000_000  # must stay free on the disk
@@ -45,27 +46,25 @@ _KAGGLE = "kaggle:"
 
 # From a path in the archive to one below the target, or to None for a file that is left out.
 Place = Callable[[PurePosixPath], PurePosixPath | None]
-# A layout may look into the archives before it tells the places.
-Layout = Callable[[list[Path]], Place]
 
 
-def _without(*leading: str) -> Layout:
+def _folders(without: Sequence[str], archives: list[Path]) -> Place:
     """Leave the archive's own folders away: its class folders come to lie in the target."""
 
     def place(name: PurePosixPath) -> PurePosixPath:
         parts = name.parts
-        for folder in leading:
+        for folder in without:
             parts = parts[1:] if parts[0] == folder and parts[1:] else parts
         return PurePosixPath(*parts)
 
-    return lambda archives: place
+    return place
 
 
-def _flat(archives: list[Path]) -> Place:
+def _flat(without: Sequence[str], archives: list[Path]) -> Place:
     return lambda name: PurePosixPath(name.name)
 
 
-def _by_breed(archives: list[Path]) -> Place:
+def _by_breed(without: Sequence[str], archives: list[Path]) -> Place:
     """Oxford-IIIT Pets: ``images/great_pyrenees_12.jpg`` is of the class ``great_pyrenees``."""
 
     def place(name: PurePosixPath) -> PurePosixPath | None:
@@ -75,19 +74,15 @@ def _by_breed(archives: list[Path]) -> Place:
     return place
 
 
-def _by_main_category(part: str) -> Layout:
+def _by_main_category(without: Sequence[str], archives: list[Path]) -> Place:
     """COCO: an image is of the category whose instances cover the largest area; without instances it is left out."""
+    category_of = _main_categories(archives[1], f"annotations/instances_{archives[0].stem}.json")
 
-    def layout(archives: list[Path]) -> Place:
-        category_of = _main_categories(archives[1], f"annotations/instances_{part}.json")
+    def place(name: PurePosixPath) -> PurePosixPath | None:
+        category = category_of.get(name.name)
+        return PurePosixPath(category, name.name) if category else None
 
-        def place(name: PurePosixPath) -> PurePosixPath | None:
-            category = category_of.get(name.name)
-            return PurePosixPath(category, name.name) if category else None
-
-        return place
-
-    return layout
+    return place
 
 
 def _main_categories(archive: Path, member: str) -> dict[str, str]:
@@ -107,7 +102,7 @@ def _main_categories(archive: Path, member: str) -> dict[str, str]:
     return {file_name: names[main[image]] for image, file_name in found["images"] if image in main}
 
 
-def _by_driver(archives: list[Path]) -> Place:
+def _by_driver(without: Sequence[str], archives: list[Path]) -> Place:
     """State Farm: all images of a driver go to ``train`` or all to ``val``, where every fifth driver goes."""
     with zipfile.ZipFile(archives[0]) as file, file.open("driver_imgs_list.csv") as table:
         rows = list(csv.DictReader(io.TextIOWrapper(table, encoding="utf-8")))
@@ -122,6 +117,14 @@ def _by_driver(archives: list[Path]) -> Place:
 
     return place
 
+
+LAYOUTS = {
+    "folders": _folders,
+    "flat": _flat,
+    "breed": _by_breed,
+    "main category": _by_main_category,
+    "driver": _by_driver,
+}
 
 # ---- the data sets ---------------------------------------------------------------------------------------------------
 
@@ -150,7 +153,8 @@ class Dataset:
     classes: int
     licence: str
     licence_url: str
-    layout: Layout
+    layout: str  # a key of `LAYOUTS`
+    without: tuple[str, ...] = ()  # folders of the archive that are left away
     note: str = ""
 
     @property
@@ -167,170 +171,11 @@ class Dataset:
         return all(archive.sha256 for archive in self.archives)
 
 
-# Sizes and SHA-256 come from the checksums of TensorFlow Datasets (https://github.com/tensorflow/datasets), those of
-# Cats vs Dogs from public code that uses it, and the sizes of Imagewoof from its server.
-_COCO_LICENCE = ("Flickr terms of each image; annotations CC BY 4.0", "https://cocodataset.org/#termsofuse")
-_COCO_NOTE = (
-    "An image's class is the category that covers the largest area in it; images without instances are left out."
-)
-_COCO_LABELS = {
-    "2014": Archive(
-        "http://images.cocodataset.org/annotations/annotations_trainval2014.zip",
-        252_872_794,
-        "031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009",
-    ),
-    "2017": Archive(
-        "http://images.cocodataset.org/annotations/annotations_trainval2017.zip",
-        252_907_541,
-        "113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
-    ),
+_TABLE = Path(__file__).with_name("datasets.toml")
+DATASETS = {
+    dataset.name: dataset
+    for dataset in msgspec.toml.decode(_TABLE.read_bytes(), type=dict[str, list[Dataset]])["dataset"]
 }
-_FASTAI = "https://s3.amazonaws.com/fast-ai-imageclas/"
-_IMAGENET_LICENCE = ("repository Apache-2.0, images ImageNet's terms", "https://www.image-net.org/download.php")
-
-
-def _coco(part: str, images: int, size_bytes: int, sha256: str) -> Dataset:
-    return Dataset(
-        name=f"coco-{part}",
-        title=f"COCO {part}",
-        archives=(
-            Archive(f"http://images.cocodataset.org/zips/{part}.zip", size_bytes, sha256),
-            _COCO_LABELS[part[-4:]],
-        ),
-        images=images,
-        classes=80,
-        licence=_COCO_LICENCE[0],
-        licence_url=_COCO_LICENCE[1],
-        layout=_by_main_category(part),
-        note=_COCO_NOTE,
-    )
-
-
-def _imagenette(name: str, file: str, images: int, size_bytes: int, sha256: str | None) -> Dataset:
-    return Dataset(
-        name=name,
-        title=name.capitalize(),
-        archives=(Archive(f"{_FASTAI}{file}.tgz", size_bytes, sha256),),
-        images=images,
-        classes=10,
-        licence=_IMAGENET_LICENCE[0],
-        licence_url=_IMAGENET_LICENCE[1],
-        layout=_without(file),
-    )
-
-
-_ALL = (
-    _coco("train2014", 82_783, 13_510_573_713, "ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775"),
-    _coco("val2014", 40_504, 6_645_013_297, "fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0"),
-    _coco("val2017", 5_000, 815_585_330, "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05"),
-    _imagenette(
-        "imagenette-160",
-        "imagenette2-160",
-        13_394,
-        99_003_388,
-        "64d0c4859f35a461889e0147755a999a48b49bf38a7e0f9bd27003f10db02fe5",
-    ),
-    _imagenette(
-        "imagenette-320",
-        "imagenette2-320",
-        13_394,
-        341_663_724,
-        "569b4497c98db6dd29f335d1f109cf315fe127053cedf69010d047f0188e158c",
-    ),
-    _imagenette(
-        "imagenette",
-        "imagenette2",
-        13_394,
-        1_557_161_267,
-        "6cbfac238434d89fe99e651496f0812ebc7a10fa62bd42d6874042bf01de4efd",
-    ),
-    _imagenette("imagewoof-160", "imagewoof2-160", 12_954, 92_612_825, None),
-    _imagenette("imagewoof-320", "imagewoof2-320", 12_954, 328_387_740, None),
-    _imagenette("imagewoof", "imagewoof2", 12_954, 1_343_715_595, None),
-    Dataset(
-        name="flowers",
-        title="Flowers (tf_flowers)",
-        archives=(
-            Archive(
-                "https://storage.googleapis.com/download.tensorflow.org/example_images/flower_photos.tgz",
-                228_813_984,
-                "4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c",
-            ),
-        ),
-        images=3_670,
-        classes=5,
-        licence="CC BY 2.0",
-        licence_url="https://creativecommons.org/licenses/by/2.0/",
-        layout=_without("flower_photos"),
-        note="Who took which photograph is in LICENSE.txt.",
-    ),
-    Dataset(
-        name="oxford-pets",
-        title="Oxford-IIIT Pets",
-        archives=(
-            Archive(
-                "https://thor.robots.ox.ac.uk/~vgg/data/pets/images.tar.gz",
-                791_918_971,
-                "67195c5e1c01f1ab5f9b6a5d22b8c27a580d896ece458917e61d459337fa318d",
-            ),
-        ),
-        images=7_390,
-        classes=37,
-        licence="CC BY-SA 4.0",
-        licence_url="https://www.robots.ox.ac.uk/~vgg/data/pets/",
-        layout=_by_breed,
-    ),
-    Dataset(
-        name="food-101",
-        title="Food-101",
-        archives=(
-            Archive(
-                "https://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",
-                4_996_278_331,
-                "d97d15e438b7f4498f96086a4f7e2fa42a32f2712e87d3295441b2b6314053a4",
-            ),
-        ),
-        images=101_000,
-        classes=101,
-        licence="scientific fair use only",
-        licence_url="https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/",
-        layout=_without("food-101", "images"),
-        note="The authors' split is in meta/train.txt and meta/test.txt.",
-    ),
-    Dataset(
-        name="cats-vs-dogs",
-        title="Cats vs Dogs",
-        archives=(
-            Archive(
-                "https://download.microsoft.com/download/3/E/1/3E1C3F21-ECDB-4869-8368-6DEBA77B919F/kagglecatsanddogs_5340.zip",
-                824_887_076,
-                "b7974bd00a84a99921f36ee4403f089853777b5ae8d151c76a86e64900334af9",
-            ),
-        ),
-        images=25_000,
-        classes=2,
-        licence="not stated",
-        licence_url="https://www.microsoft.com/en-us/download/details.aspx?id=54765",
-        layout=_without("PetImages"),
-        note="TensorFlow Datasets leaves 1,738 of the files out as broken; they are all here: check them before use.",
-    ),
-    Dataset(
-        name="state-farm",
-        title="State Farm Distracted Driver Detection",
-        archives=(Archive(f"{_KAGGLE}state-farm-distracted-driver-detection.zip", 4_000_000_000),),
-        images=102_150,
-        classes=10,
-        licence="competition rules, no redistribution",
-        licence_url="https://www.kaggle.com/competitions/state-farm-distracted-driver-detection/rules",
-        layout=_by_driver,
-        note=(
-            "The photographs are frames of films of 26 drivers. train/ and val/ share no driver: a model knows a driver"
-            " whom it has\nseen by car and shirt, and its accuracy on him would say nothing of other drivers. test/ has"
-            " no labels."
-        ),
-    ),
-)
-DATASETS = {dataset.name: dataset for dataset in _ALL}
 
 # ---- downloading -----------------------------------------------------------------------------------------------------
 
@@ -370,19 +215,14 @@ def _workplace(target: Path) -> Iterator[Path]:
     """Yield the hidden folder beside the target where archives grow; one run at a time has it."""
     work = target.with_name(f".{target.name}.download")
     work.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(work / _LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise OSError(f"another run is downloading to {target}; wait for it, or stop it") from None
-    try:
-        shutil.rmtree(work / _UNPACKED, ignore_errors=True)  # of a run that was killed
-        yield work
-    finally:
-        shutil.rmtree(work / _UNPACKED, ignore_errors=True)
-        if os.listdir(work) == [_LOCK]:
-            shutil.rmtree(work, ignore_errors=True)
-        lock.release()
+    with locked(work / _LOCK, f"another run is downloading to {target}; wait for it, or stop it"):
+        try:
+            shutil.rmtree(work / _UNPACKED, ignore_errors=True)  # of a run that was killed
+            yield work
+        finally:
+            shutil.rmtree(work / _UNPACKED, ignore_errors=True)
+            if os.listdir(work) == [_LOCK]:
+                shutil.rmtree(work, ignore_errors=True)
 
 
 def _is_there(dataset: Dataset, target: Path) -> bool:
@@ -397,7 +237,7 @@ def _is_there(dataset: Dataset, target: Path) -> bool:
 def _refuse_full_disk(dataset: Dataset, work: Path) -> None:
     there = sum(path.stat().st_size for path in work.iterdir())
     needed = dataset.download_bytes - there + dataset.unpacked_bytes
-    free = shutil.disk_usage(work).free
+    free = free_bytes(work)
     if needed + _SPARE_BYTES > free:
         raise OSError(
             f"{work.parent}: {dataset.name} needs {needed / 1e6:,.0f} MB more until it is unpacked, and"
@@ -456,8 +296,7 @@ def _fetch_from_kaggle(path: Path) -> str:
         if status not in (401, 403):
             raise
         raise OSError(f"Kaggle answers {status}: a wrong token, or rules not accepted. {hint}") from None
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)
 
 
 def _unpack(dataset: Dataset, work: Path) -> Counter:
@@ -465,7 +304,7 @@ def _unpack(dataset: Dataset, work: Path) -> Counter:
     paths = [work / archive.name for archive in dataset.archives]
     tally = Counter()
     try:
-        place = _counted(dataset.layout(paths), tally)
+        place = _counted(LAYOUTS[dataset.layout](dataset.without, paths), tally)
         with tqdm(desc="unpacking", total=dataset.images, unit="file", ncols=90, disable=None) as bar:
             unpack(
                 paths[0],
@@ -481,7 +320,7 @@ def _unpack(dataset: Dataset, work: Path) -> Counter:
         if not dataset.is_hashed:
             paths[0].unlink()
         remedy = "" if dataset.is_hashed else "; it was removed, and the same command downloads it anew"
-        raise ValueError(f"{dataset.name}: {error}{remedy}") from error
+        raise ArchiveError(f"{dataset.name}: {error}{remedy}") from error
     return tally
 
 
@@ -516,22 +355,23 @@ def _write_record(dataset: Dataset, hashes: list[str], tally: Counter, folder: P
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Download; return 0, 1 for what went wrong, 130 for an interruption. Wrong arguments exit with 2."""
+    """Download; return an `ExitStatus`, or 130 for an interruption."""
     options = _parse(arguments)
     if options.list:
         print(_table())
-        return 0
+        return ExitStatus.FINE
     target = options.to or _PROJECT_ROOT / "data" / options.dataset.name
     try:
         _introduce(options.dataset, target)
         download(options.dataset, target, options.mirror)
-        return 0
+        return ExitStatus.FINE
     except KeyboardInterrupt:
         print("\ndownload_images.py: stopped; the same command goes on", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
-        print(f"download_images.py: {error}", file=sys.stderr)
-        return 1
+        print(f"download_images.py: {printable(str(error))}", file=sys.stderr)
+        of_the_network = isinstance(error, (ArchiveError, DownloadError, requests.RequestException))
+        return ExitStatus.FOUND if of_the_network else ExitStatus.CANNOT
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -565,7 +405,7 @@ def _dataset(name: str) -> Dataset:
 
 def _without_labels(dataset: Dataset) -> Dataset:
     return dataclasses.replace(
-        dataset, name=f"{dataset.name}-unlabelled", archives=dataset.archives[:1], classes=0, layout=_flat, note=""
+        dataset, name=f"{dataset.name}-unlabelled", archives=dataset.archives[:1], classes=0, layout="flat", note=""
     )
 
 

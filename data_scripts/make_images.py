@@ -76,7 +76,7 @@ def make_images(count: int, folder: Path, seed: int = 0, workers: int | None = N
             for is_new, size in _shown(results, count, already) if progress else results:
                 made, total_bytes = made + is_new, total_bytes + size
         except OSError as error:
-            raise RuntimeError(f"{error.filename}: {error.strerror}; {_GOES_ON}") from error
+            raise RuntimeError(f"{error.filename or folder}: {error.strerror}; {_GOES_ON}") from error
     if progress:
         seconds = time.monotonic() - start_s
         print(f"{made:,} images made, {count - made:,} were there: {total_bytes / 1e6:,.1f} MB, {seconds:.1f} s")
@@ -111,7 +111,7 @@ def _check_room(folder: Path, images: int) -> None:
 
 @contextlib.contextmanager
 def _joined(folder: Path, seed: int) -> Iterator[bool]:
-    """Prepare the folder; yields whether no other run is at work in it, and keeps its lock meanwhile."""
+    """Prepare the folder; yields whether no other run is at work in it, and holds its lock meanwhile if so."""
     for name in CLASS_NAMES:
         (folder / name).mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -157,21 +157,26 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         if not wish.isdecimal():
             parser.error(f"the environment variable COURSE_IMAGES is {wish!r}, not a number of images")
         options.count = int(wish)
-    if not 1 <= options.count <= MAX_COUNT:
-        parser.error(f"count is {options.count:,}; it must be between 1 and {MAX_COUNT:,}")
-    if options.seed < 0:
-        parser.error(f"seed is {options.seed}; it must be 0 or more")
-    if options.workers is not None and options.workers < 1:
-        parser.error(f"workers is {options.workers}; it must be 1 or more")
-    if file := next((place for place in (options.to, *options.to.parents) if place.is_file()), None):
-        parser.error(f"{file} is a file; the images need a folder")
     return options
+
+
+def _check_arguments(options: argparse.Namespace) -> None:
+    """Raise ValueError for what cannot be."""
+    if not 1 <= options.count <= MAX_COUNT:
+        raise ValueError(f"count is {options.count:,}; it must be between 1 and {MAX_COUNT:,}")
+    if options.seed < 0:
+        raise ValueError(f"seed is {options.seed}; it must be 0 or more")
+    if options.workers is not None and options.workers < 1:
+        raise ValueError(f"workers is {options.workers}; it must be 1 or more")
+    if file := next((place for place in (options.to, *options.to.parents) if place.is_file()), None):
+        raise ValueError(f"{file} is a file; the images need a folder")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return 0 done, 1 no room or failed, 2 refused, 130 stopped by Ctrl-C."""
     options = _parse(arguments)
     try:
+        _check_arguments(options)
         make_images(options.count, options.to, options.seed, options.workers)
         return 0
     except KeyboardInterrupt:

@@ -8,30 +8,29 @@ FOLDER must lie under the same path on every worker: what travels is the pipelin
 import argparse
 import os
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from helpers.files import ExitStatus
 from helpers.folders import ImageFiles, find_images
-from helpers.service import ServiceError, registered_workers
+from helpers.service import ServiceError, await_workers
 
 IMAGE_SIZE = (224, 224)
 SEED = 0
-_RETRY_S = 1.0
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Train; return 0, or 1 for what went wrong."""
+def main(arguments: list[str] | None = None) -> ExitStatus:
+    """Train; without the images or the workers it cannot."""
     options = _parse(arguments)
     try:
         files = find_images(options.images)
         await_workers(options.dispatcher, options.workers, options.wait)
     except (ServiceError, OSError, ValueError) as error:
         print(f"trainer.py: {error}", file=sys.stderr)
-        return 1
+        return ExitStatus.CANNOT
     for epoch, (images, loss) in enumerate(train(files, options.dispatcher, options.epochs), start=1):
         print(f"epoch {epoch}: {images:,} of {len(files):,} images, loss {loss:.3f}", flush=True)
-    return 0
+    return ExitStatus.FINE
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -42,30 +41,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=Path, metavar="FOLDER", default=Path("data/generated"))
     parser.add_argument("--epochs", metavar="N", type=int, default=2)
     return parser.parse_args(arguments)
-
-
-def await_workers(dispatcher: str, count: int, wait_s: float) -> None:
-    """Return when ``count`` workers have registered.
-
-    Raises
-    ------
-    ServiceError
-        If fewer have within ``wait_s`` seconds, or the dispatcher does not answer at their end.
-    """
-    deadline = time.monotonic() + wait_s
-    while True:
-        late = time.monotonic() > deadline
-        try:
-            found = len(registered_workers(dispatcher))
-        except ServiceError:
-            if late:
-                raise
-            found = 0
-        if found >= count:
-            return
-        if late:
-            raise ServiceError(f"{found} of {count} workers at {dispatcher} within {wait_s:g} s")
-        time.sleep(_RETRY_S)
 
 
 def train(files: ImageFiles, dispatcher: str, epochs: int) -> Iterator[tuple[int, float]]:

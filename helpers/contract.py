@@ -25,8 +25,9 @@ import psutil
 from helpers.accelerators import name_of
 from helpers.folders import ImageFiles
 from helpers.images import read_image
-from helpers.measure import images_and_labels, loaded, renamed, settled_mib
+from helpers.measurement import mib_per_1000_files
 from helpers.packing import default_packs_in
+from helpers.runs import images_and_labels, loaded, renamed, settled_mib
 from helpers.sandbox import ChildResult, Outcome, memory, run
 
 __all__ = ["ContractReport", "Promise", "check_pipeline"]
@@ -501,8 +502,7 @@ def _growth_per_epoch(result: ChildResult) -> float:
 
 def _growth_per_1000(few: ChildResult, many: ChildResult, files_more: int) -> float:
     """Return how the peak above the start grows from one run to another, in MiB per 1,000 files."""
-    above = [result.peak_mib - result.value["before"] for result in (few, many)]
-    return 1000 * (above[1] - above[0]) / files_more
+    return mib_per_1000_files(*(result.peak_mib - result.value["before"] for result in (few, many)), files_more)
 
 
 # ---- promise 7: broken files ----------------------------------------------------------------------------------------

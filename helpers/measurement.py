@@ -22,22 +22,7 @@ from helpers.folders import ImageFiles
 from helpers.gpu import gpus
 from helpers.sandbox import Outcome, memory
 
-__all__ = [
-    "Alone",
-    "Context",
-    "Dataset",
-    "Gpu",
-    "Growth",
-    "Machine",
-    "Measurement",
-    "MemoryUse",
-    "Training",
-    "machine",
-    "median_of",
-    "mib_per_1000_files",
-    "setting",
-    "versions",
-]
+__all__ = ["Measurement", "machine", "median_of", "mib_per_1000_files", "setting", "versions"]
 
 FORMAT = 2  # of a row; 1 was flat
 _VERSIONED = ("tensorflow", "keras", "jax", "torch", "numpy", "opencv-python-headless", "opencv-python")
@@ -46,11 +31,11 @@ _Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]  # a float can hold it
 _Figures = tuple[_Figure, ...]
 
 
-class _Record(msgspec.Struct, frozen=True, kw_only=True):
+class _Record(msgspec.Struct, frozen=True):
     """A figure that was not measured is None, never zero."""
 
 
-class Alone(_Record):
+class Alone(_Record, kw_only=True):
     """The pipeline alone: nothing consumes the batches. Medians of the runs.
 
     Attributes
@@ -75,7 +60,7 @@ class Alone(_Record):
     runs_images_per_s: _Figures = ()
 
 
-class Training(_Record):
+class Training(_Record, kw_only=True):
     """The pipeline beside an accelerator. Medians of the runs.
 
     Attributes
@@ -124,7 +109,7 @@ class Training(_Record):
         return None if self.utilisation_percent is None else 100 - self.utilisation_percent
 
 
-class MemoryUse(_Record):
+class MemoryUse(_Record, kw_only=True):
     """Memory of the process tree, pipeline alone; the largest of the runs.
 
     Attributes
@@ -153,7 +138,7 @@ class MemoryUse(_Record):
     timeline: tuple[tuple[_Figure, _Figure], ...] = ()
 
 
-class Growth(_Record):
+class Growth(_Record, kw_only=True):
     """How memory grows. None where `measure` was told to stop before the end.
 
     Attributes
@@ -172,7 +157,7 @@ class Growth(_Record):
     mib_per_epoch: _Figure | None = None
 
 
-class Gpu(_Record):
+class Gpu(_Record, kw_only=True):
     """The GPU while training.
 
     Attributes
@@ -190,7 +175,7 @@ class Gpu(_Record):
     framework_peak_mib: _Figure | None = None
 
 
-class Dataset(_Record):
+class Dataset(_Record, kw_only=True):
     """What was read: the folder's name, how many images and classes, and how large the files are."""
 
     name: str = "?"
@@ -205,12 +190,10 @@ class Dataset(_Record):
         sizes = [os.path.getsize(path) for path in sample if os.path.exists(path)]
         folder = os.path.basename(os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in sample]))
         mean_kb = round(sum(sizes) / len(sizes) / 1000, 1) if sizes else None
-        return cls(
-            name=printable(folder), images=len(files), classes=len(files.class_names), mean_kb_per_image=mean_kb
-        )
+        return cls(name=printable(folder), images=len(files), classes=len(files.class_names), mean_kb_per_image=mean_kb)
 
 
-class Machine(_Record):
+class Machine(_Record, kw_only=True):
     """What identifies a machine for comparisons, and no name of its owner."""
 
     cpu: str = "?"
@@ -220,7 +203,7 @@ class Machine(_Record):
     system: str = "?"
 
 
-class Context(_Record):
+class Context(_Record, kw_only=True):
     """What was read, where, with what, and when: an ISO 8601 date, UTC."""
 
     dataset: Dataset = Dataset()
@@ -229,7 +212,7 @@ class Context(_Record):
     date: str = ""
 
 
-class Measurement(_Record):
+class Measurement(_Record, kw_only=True):
     """What one pipeline did on one machine.
 
     Attributes
@@ -274,7 +257,7 @@ class Measurement(_Record):
             If the line is no JSON, no measurement, or one of another version of the course.
         """
         try:
-            values = json.loads(line)
+            values = json.loads(line, parse_constant=_refuse)
         except RecursionError:
             raise ValueError("not a measurement: nested too deeply") from None
         if not isinstance(values, dict) or "outcome" not in values:
@@ -334,6 +317,10 @@ class Measurement(_Record):
         return f"<table><caption><b>{html.escape(self.name)}</b></caption>{cells}</table>{_memory_svg(self.memory)}"
 
 
+def _refuse(constant: str) -> None:
+    raise ValueError(f"not a measurement: {constant} is no figure")
+
+
 def _row(label: str, form: str, *values: float | None) -> list[tuple[str, str]]:
     return [] if None in values else [(label, form.format(*values))]
 
@@ -367,21 +354,13 @@ def median_of(kind: type[_Kind], runs: Sequence[_Kind]) -> _Kind:
     """Return the first run's record with the median of each figure; without runs, a record without figures."""
     first = runs[0] if runs else kind()
     figures = {name: [getattr(one, name) for one in runs] for name in kind.__struct_fields__}
-    numbers = {name: [value for value in found if isinstance(value, float)] for name, found in figures.items()}
-    return replace(first, **{name: statistics.median(found) for name, found in numbers.items() if found})
+    numbers = {name: [value for value in found if isinstance(value, (int, float))] for name, found in figures.items()}
+    return replace(first, **{name: float(statistics.median(found)) for name, found in numbers.items() if found})
 
 
-def mib_per_1000_files(few_mib: float, many_mib: float, files_more: int) -> float:
-    """Return how memory grows with files.
-
-    Parameters
-    ----------
-    few_mib, many_mib : float
-        What two runs held above their start, in MiB.
-    files_more : int
-        How many files more the second run had.
-    """
-    return 1000 * (many_mib - few_mib) / files_more
+def mib_per_1000_files(few_mib: float | None, many_mib: float | None, files_more: int) -> float | None:
+    """Return how memory grows with files: from what two runs held above their start, the second with so many more."""
+    return None if few_mib is None or many_mib is None else 1000 * (many_mib - few_mib) / files_more
 
 
 # ---- the context -----------------------------------------------------------------------------------------------------

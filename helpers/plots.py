@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from helpers.measure import Measurement
+from helpers.measurement import Measurement
 from helpers.sandbox import ChildResult
 
 __all__ = [
@@ -83,7 +83,8 @@ def memory_throughput_map(
     Parameters
     ----------
     measurements : iterable of Measurement
-        A dot stands at `peak_mib` and `first_epoch_images_per_s`; a run that ended early is a cross at its peak.
+        A dot stands at `memory.peak_mib` and `alone.first_epoch_images_per_s`; of a run that ended early, a cross at
+        its peak.
     reference : iterable of Measurement
         Rows of another machine: hollow, and labelled so.
     budget_mib : float, optional
@@ -93,39 +94,35 @@ def memory_throughput_map(
     """
     figure, axes = _figure(4.0)
     axes.set(xscale="log", yscale="log", xlabel="peak memory (MiB)", ylabel="images/s, first epoch", title=title)
-    measurements, reference = list(measurements), list(reference)
-    own_count, measurements = len(measurements), measurements + reference
-    done = [one for one in measurements if one.first_epoch_images_per_s]
-    xs = [one.peak_mib for one in measurements] + ([budget_mib] if budget_mib else [])
-    ys = [one.first_epoch_images_per_s for one in done] + ([ceiling_images_per_s] if ceiling_images_per_s else [])
+    reference = list(reference)
+    measurements = [*measurements, *reference]
+    rates = [one.alone.first_epoch_images_per_s for one in measurements if one.alone.first_epoch_images_per_s]
+    xs = [one.memory.peak_mib for one in measurements] + ([budget_mib] if budget_mib else [])
+    ys = rates + ([ceiling_images_per_s] if ceiling_images_per_s else [])
     axes.set_xlim(min([30, *(x / 2 for x in xs)]), max([3000, *(3 * x for x in xs)]))
     axes.set_ylim(min([100, *(y / 2 for y in ys)]), max([3000, *(2.5 * y for y in ys)]))
     labels = []
-    for number, one in enumerate(measurements):
+    for one in measurements:
         colour, marker = style(one.name)
-        name = one.name if number < own_count else f"{one.name} (reference)"
-        if one.first_epoch_images_per_s:
-            x, y = one.peak_mib, one.first_epoch_images_per_s
-            face = colour if number < own_count else "white"
+        x, y, name = one.memory.peak_mib, one.alone.first_epoch_images_per_s, _marked(one, reference)
+        if y:
+            face = colour if name == one.name else "white"
             axes.plot(x, y, marker, color=colour, markerfacecolor=face, markersize=10, zorder=3)
             labels.append((x, y, name, colour))
         else:
-            x, y = one.peak_mib, axes.get_ylim()[0] * 1.3
+            y = axes.get_ylim()[0] * 1.3
             axes.plot(x, y, "x", color=colour, markersize=11, markeredgewidth=3, zorder=3)
             labels.append((x, y, f"{name}: {one.outcome}", colour))
     _label_apart(axes, labels)
     if budget_mib:
         axes.axvline(budget_mib, color=_BUDGET_COLOUR, linestyle="--", linewidth=1.2)
-        where = axes.get_xaxis_transform()
-        text = f" budget {budget_mib:,.0f} MiB"
-        axes.text(budget_mib, 0.98, text, color=_BUDGET_COLOUR, transform=where, va="top", fontsize=9)
+        where = {"transform": axes.get_xaxis_transform(), "va": "top", "fontsize": 9}
+        axes.text(budget_mib, 0.98, f" budget {budget_mib:,.0f} MiB", color=_BUDGET_COLOUR, **where)
     if ceiling_images_per_s:
         axes.axhline(ceiling_images_per_s, color=_CEILING_COLOUR, linestyle="--", linewidth=1.2)
-        where = axes.get_yaxis_transform()
-        text = f"accelerator's ceiling {ceiling_images_per_s:,.0f} images/s "
-        axes.text(
-            0.0, ceiling_images_per_s, " " + text, color=_CEILING_COLOUR, transform=where, va="bottom", fontsize=9
-        )
+        where = {"transform": axes.get_yaxis_transform(), "va": "bottom", "fontsize": 9}
+        text = f" accelerator's ceiling {ceiling_images_per_s:,.0f} images/s "
+        axes.text(0.0, ceiling_images_per_s, text, color=_CEILING_COLOUR, **where)
     _plain_numbers(axes.xaxis)
     _plain_numbers(axes.yaxis)
     axes.grid(which="major", color="#E8E8E8", zorder=0)
@@ -167,7 +164,7 @@ def memory_strip(
     colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#555555"]
     longest = top = 0.0
     for number, (label, result) in enumerate(runs.items()):
-        timeline = result.timeline if isinstance(result, ChildResult) else result.memory_timeline
+        timeline = result.timeline if isinstance(result, ChildResult) else result.memory.timeline
         seconds, held = [point[0] for point in timeline], [point[1] for point in timeline]
         colour = style(label)[0] if label in STYLES else colours[number % len(colours)]
         axes.plot(seconds, held, color=colour, linewidth=1.6)
@@ -202,11 +199,11 @@ def step_timeline(measurements: Iterable[Measurement] | Measurement, *, steps: i
         Measured with an accelerator; the first step, which is not counted, is left out.
     """
     measurements = [measurements] if isinstance(measurements, Measurement) else list(measurements)
-    if any(not one.wait_ms for one in measurements):
+    if any(not one.training.wait_ms for one in measurements):
         raise ValueError("a timeline needs measurements made with an accelerator: measure(…, accelerator=…)")
     figure, axes = _figure(0.9 + 0.55 * len(measurements))
     for row, one in enumerate(measurements):
-        spans = np.array([one.wait_ms[1 : steps + 1], one.compute_ms[1 : steps + 1]]).T.ravel()
+        spans = np.array([one.training.wait_ms[1 : steps + 1], one.training.compute_ms[1 : steps + 1]]).T.ravel()
         ends = np.cumsum(spans)
         starts = ends - spans
         axes.broken_barh(list(zip(starts[::2], spans[::2], strict=True)), (row - 0.3, 0.6), color=_WAITING)
@@ -231,7 +228,11 @@ def predicted_and_measured(measurements: Iterable[Measurement], *, reference: It
         another machine are hollow.
     """
     own, reference = (
-        [one for one in rows if one.images_per_s and one.ceiling_images_per_s and one.together_images_per_s]
+        [
+            one
+            for one in rows
+            if one.alone.images_per_s and one.training.ceiling_images_per_s and one.training.images_per_s
+        ]
         for rows in (measurements, reference)
     )
     rows = sorted([*own, *reference], key=lambda one: _place(one.name))
@@ -239,11 +240,11 @@ def predicted_and_measured(measurements: Iterable[Measurement], *, reference: It
     for place, one in enumerate(rows):
         colour, marker = style(one.name)
         borrowed = any(one is other for other in reference)
-        in_turn = 1 / (1 / one.images_per_s + 1 / one.ceiling_images_per_s)
-        side_by_side = min(one.images_per_s, one.ceiling_images_per_s)
+        alone, ceiling = one.alone.images_per_s, one.training.ceiling_images_per_s
+        in_turn, side_by_side = 1 / (1 / alone + 1 / ceiling), min(alone, ceiling)
         axes.barh(place, side_by_side - in_turn, left=in_turn, height=0.5, color=_WAITING, zorder=2)
         face = "white" if borrowed else colour
-        axes.plot(one.together_images_per_s, place, marker, color=colour, markerfacecolor=face, markersize=9, zorder=3)
+        axes.plot(one.training.images_per_s, place, marker, color=colour, markerfacecolor=face, markersize=9, zorder=3)
     axes.set_yticks(range(len(rows)), [_marked(one, reference) for one in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(left=0)
@@ -284,12 +285,12 @@ def scoreboard_by_pipeline(
     )  # fmt: skip
 
     def busy(one: Measurement) -> float | None:
-        return one.utilisation_percent if accelerator in (None, one.accelerator) else None
+        return one.training.utilisation_percent if accelerator in (None, one.training.accelerator) else None
 
     figures = {
-        "images/s, first epoch": lambda one: one.first_epoch_images_per_s or None,
+        "images/s, first epoch": lambda one: one.alone.first_epoch_images_per_s or None,
         "accelerator busy (%)": busy,
-        "peak memory (MiB)": lambda one: one.peak_mib or None,
+        "peak memory (MiB)": lambda one: one.memory.peak_mib or None,
     }
     for axes, (label, value) in zip(panels, figures.items(), strict=True):
         if value is not busy:
@@ -366,7 +367,7 @@ def _name_the_failed(axes: Axes, names: list[str], machines: list[Sequence]) -> 
         failed: dict[str, list[str]] = {}
         for number, rows in enumerate(machines, 1):
             for one in rows:
-                if one.name == name and not one.first_epoch_images_per_s:
+                if one.name == name and not one.alone.first_epoch_images_per_s:
                     failed.setdefault(one.outcome, []).append(str(number))
         text = "; ".join(
             outcome + (f": {', '.join(numbers)}" if len(machines) > 1 else "") for outcome, numbers in failed.items()

@@ -20,10 +20,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-from filelock import Timeout as LockTimeout
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-from helpers.measure import Measurement, machine
+from helpers.files import ExitStatus, locked
+from helpers.measurement import Machine, Measurement, machine
 from helpers.pipelines import PIPELINES
 
 __all__ = ["LESSONS", "Merged", "fill", "load", "load_reference", "merge", "newest", "record", "table"]
@@ -66,12 +69,10 @@ def record(measurement: Measurement, path: str | os.PathLike | None = None) -> P
     path = local_path() if path is None else Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     line = measurement.to_json().encode() + b"\n"
-    try:
-        # Unbuffered: closing a buffered file would write again what found no room.
-        with FileLock(f"{path}.lock", timeout=_LOCK_TIMEOUT_S), open(path, "ab", buffering=0) as file:
-            _append(file, line)
-    except LockTimeout:
-        raise OSError(f"{path}: locked by another program for {_LOCK_TIMEOUT_S} s; measurement not kept") from None
+    busy = f"{path}: locked by another program for {_LOCK_TIMEOUT_S} s; measurement not kept"
+    # Unbuffered: closing a buffered file would write again what found no room.
+    with locked(f"{path}.lock", busy, wait_s=_LOCK_TIMEOUT_S), open(path, "ab", buffering=0) as file:
+        _append(file, line)
     return path
 
 
@@ -105,7 +106,7 @@ def load(path: str | os.PathLike | None = None) -> list[Measurement]:
             continue
         try:
             found.append(Measurement.from_json(line.decode()))
-        except (ValueError, OverflowError) as error:  # a whole number larger than any float
+        except ValueError as error:
             warnings.warn(f"{path}, line {number}: left out ({error})", stacklevel=2)
     return found
 
@@ -148,25 +149,15 @@ def fill(
     """
     own = newest(own)
     references = load_reference() if references is None else references
-    missing = set(PIPELINES) - {one.name for one in own if one.images_per_s and one.together_images_per_s}
+    missing = set(PIPELINES) - {one.name for one in own if one.alone.images_per_s and one.training.images_per_s}
     found = {name: [one for one in newest(rows) if one.name in missing] for name, rows in references.items()}
-    here = machine()["cores"] or 1
+    here = machine().cores
     nearest = min(
         (name for name, rows in found.items() if rows),
-        key=lambda name: (abs(math.log(_cores(found[name][-1], here) / here)), name),
+        key=lambda name: (abs(math.log((found[name][-1].context.machine.cores or here) / here)), name),
         default=None,
     )
     return own, found.get(nearest, []), nearest
-
-
-def _cores(one: Measurement, otherwise: int) -> int:
-    cores = one.machine.get("cores")
-    return cores if _is_count(cores) and cores > 0 else otherwise
-
-
-def _is_count(value: object) -> bool:
-    """Tell whether a machine can have so many: others may have written numbers larger than any float."""
-    return isinstance(value, (int, float)) and 0 <= value < 2**53
 
 
 def local_path() -> Path:
@@ -175,20 +166,22 @@ def local_path() -> Path:
     return folder / f"{_kind_of(machine())}.jsonl"
 
 
-def _kind_of(here: dict) -> str:
+def _kind_of(here: Machine) -> str:
     """Return what a machine's file is called: equal machines have the same name."""
     return re.sub(r"[^a-z0-9]+", "-", _describe(here).lower()).strip("-")
 
 
-def _describe(here: dict) -> str:
+def _describe(here: Machine) -> str:
     """Return a machine in words; a file that somebody else wrote may leave anything out."""
-    memory_mib, gpus = here.get("memory_mib"), here.get("gpus")
-    memory = f"{memory_mib / 1024:.0f} GiB" if _is_count(memory_mib) else "? GiB"
-    first_gpu = [str(gpu) for gpu in gpus[:1]] if isinstance(gpus, (list, tuple)) else []
-    return ", ".join([str(here.get("cpu", "?")), f"{here.get('cores', '?')} cores", memory, *first_gpu])
+    memory = "?" if here.memory_mib is None else f"{here.memory_mib / 1024:.0f}"
+    return ", ".join([here.cpu, _cores_of(here), f"{memory} GiB", *here.gpus[:1]])
 
 
-def table(measurements: Iterable[Measurement], *, reference: Iterable[Measurement] = ()):
+def _cores_of(here: Machine) -> str:
+    return f"{'?' if here.cores is None else here.cores} cores"
+
+
+def table(measurements: Iterable[Measurement], *, reference: Iterable[Measurement] = ()) -> Table:
     """Return a table of measurements that shows itself in a notebook and in a terminal.
 
     Parameters
@@ -196,9 +189,6 @@ def table(measurements: Iterable[Measurement], *, reference: Iterable[Measuremen
     reference : iterable of Measurement
         Rows of another machine, as `fill` finds them; marked, and sorted in.
 
-    Returns
-    -------
-    rich.table.Table
     """
     measurements, reference = list(measurements), list(reference)
     shown = _empty_table("Scoreboard")
@@ -207,20 +197,18 @@ def table(measurements: Iterable[Measurement], *, reference: Iterable[Measuremen
         shown.add_column(heading, justify="right", no_wrap=True)
     shown.add_column("outcome", no_wrap=True)
     for one in sorted([*measurements, *reference], key=lambda one: _place(one.name)) if reference else measurements:
-        figures = (one.images_per_s, one.first_epoch_images_per_s, one.together_images_per_s, one.utilisation_percent)
+        alone, training, here = one.alone, one.training, one.context.machine
+        figures = (
+            alone.images_per_s, alone.first_epoch_images_per_s, training.images_per_s, training.utilisation_percent,
+        )  # fmt: skip
         cells = ["–" if figure is None else f"{figure:,.0f}" for figure in figures]
         name = f"{one.name} (reference)" if any(one is other for other in reference) else one.name
-        shown.add_row(name, f"{one.files:,}", *cells, f"{one.peak_mib:,.0f}", one.outcome)
-        shown.caption = f"{one.machine.get('cpu', '?')}, {one.machine.get('cores', '?')} cores; accelerator: " + (
-            one.accelerator or "none"
-        )
+        shown.add_row(name, f"{one.files:,}", *cells, f"{one.memory.peak_mib:,.0f}", one.outcome)
+        shown.caption = f"{here.cpu}, {_cores_of(here)}; accelerator: {training.accelerator or 'none'}"
     return shown
 
 
-def _empty_table(title: str, gap: int = 1):
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
+def _empty_table(title: str, gap: int = 1) -> Table:
     left = {"title_justify": "left", "caption_justify": "left"}
     return Table(title=title, box=SIMPLE_HEAD, padding=(0, gap, 0, 0), show_edge=False, **left)
 
@@ -254,7 +242,7 @@ class Merged:
 
     def busy_percent(self, one: Measurement) -> float | None:
         """Return a row's accelerator utilisation, or None when it stood beside another accelerator."""
-        return one.utilisation_percent if one.accelerator == self.accelerator else None
+        return one.training.utilisation_percent if one.training.accelerator == self.accelerator else None
 
     def pace(self) -> dict[str, float | None]:
         """Return how fast each machine is: its images/s over the median machine's, median over the pipelines."""
@@ -267,16 +255,14 @@ class Merged:
 
     def _rates(self) -> dict[str, list[float]]:
         found: dict[str, list[float]] = {}
-        for rows in self.machines.values():
-            for one in rows:
-                if _rate(one):
-                    found.setdefault(one.name, []).append(_rate(one))
+        for one in (one for rows in self.machines.values() for one in rows if _rate(one)):
+            found.setdefault(one.name, []).append(_rate(one))
         return found
 
 
 def _rate(one: Measurement) -> float | None:
     """Return the figure by which machines are compared: a whole first epoch, nothing excluded, as on the map."""
-    rate = one.first_epoch_images_per_s
+    rate = one.alone.first_epoch_images_per_s
     return rate if rate and rate > 0 else None
 
 
@@ -305,12 +291,14 @@ def merge(paths: Iterable[str | os.PathLike]) -> Merged:
             unread.append(f"{path}: left out; {'no line of it is a measurement' if complaints else 'it is empty'}")
             continue
         left_out += _few(complaints)
-        kinds = sorted({_kind_of(one.machine) for one in rows})
+        kinds = sorted({_kind_of(one.context.machine) for one in rows})
         for kind in kinds:
-            of_kind = [one for one in rows if _kind_of(one.machine) == kind]
+            of_kind = [one for one in rows if _kind_of(one.context.machine) == kind]
             machines[name if len(kinds) == 1 else f"{name}: {kind}"] = of_kind
     setting, machines, not_compared = _comparable(machines)
-    trained = Counter(one.accelerator for rows in machines.values() for one in rows if one.accelerator)
+    trained = Counter(
+        one.training.accelerator for rows in machines.values() for one in rows if one.training.accelerator
+    )
     accelerator = max(trained, key=trained.get, default=None)
     for other in trained.keys() - {accelerator}:
         left_out.append(
@@ -392,7 +380,7 @@ def _comparable(machines: dict[str, list[Measurement]]) -> tuple[str, dict[str, 
 
 def _setting_of(one: Measurement) -> str:
     size = "×".join(str(side) for side in one.image_size)
-    return f"{one.files:,} images of {one.dataset.get('name', '?')} at {size}, batches of {one.batch_size:,}"
+    return f"{one.files:,} images of {one.context.dataset.name} at {size}, batches of {one.batch_size:,}"
 
 
 def _ends(rates: dict[int, float]) -> tuple[int, int]:
@@ -402,8 +390,6 @@ def _ends(rates: dict[int, float]) -> tuple[int, int]:
 
 def _merged_tables(merged: Merged) -> list:
     """Return two tables: a row for each pipeline, a row for each machine."""
-    from rich.markup import escape
-
     numbers = {name: number for number, name in enumerate(merged.machines, 1)}
     by_pipeline = _empty_table(f"{_counted(len(numbers), 'machine')}: {escape(merged.setting)}", gap=0)
     by_pipeline.add_column("pipeline", no_wrap=True)
@@ -421,7 +407,7 @@ def _merged_tables(merged: Merged) -> list:
             f"{statistics.median(rates.values()):,.0f}" if rates else "–",
             *(f"{rates[at]:,.0f} ({at})" if rates else "–" for at in _ends(rates)),
             *((f"{statistics.median(busy):.0f}", f"{min(busy):.0f}") if busy else ("–", "–")),
-            f"{max(one.peak_mib for one in rows.values()):,.0f}",
+            f"{max(one.memory.peak_mib for one in rows.values()):,.0f}",
         )
     by_machine = _empty_table("")
     by_machine.add_column("", justify="right")
@@ -434,7 +420,7 @@ def _merged_tables(merged: Merged) -> list:
     for name, rows in merged.machines.items():
         failed = "; ".join(f"{one.name} {one.outcome}" for one in rows if one.outcome != "finished")
         share = "–" if pace[name] is None else f"{pace[name]:.2f}"
-        cells = (str(numbers[name]), name, _describe(rows[-1].machine), str(len(rows)), share, failed)
+        cells = (str(numbers[name]), name, _describe(rows[-1].context.machine), str(len(rows)), share, failed)
         by_machine.add_row(*map(escape, cells))
     return [by_pipeline, by_machine]
 
@@ -472,28 +458,24 @@ def _picture(text: str) -> Path:
 
 
 def _print_local() -> int:
-    from rich.console import Console
-
     rows = newest(load())
     if not rows:
         raise SystemExit(f"{local_path()}: no measurement yet; the lessons record one each (make course runs them all)")
     Console().print(table(rows))
-    return 0
+    return ExitStatus.FINE
 
 
 def _print_merged(files: Sequence[str], picture: Path) -> int:
-    from rich.console import Console
-
     merged = merge(files)
     for line in (*merged.unread, *merged.left_out):
         print(line, file=sys.stderr)
     if not merged.machines:
         print("nothing to compare: name results files, as results/local/ has them", file=sys.stderr)
-        return 1
+        return ExitStatus.FOUND
     for shown in _merged_tables(merged):
         Console().print(shown)
         print()
-    methods = Counter(one.memory_method for rows in merged.machines.values() for one in rows)
+    methods = Counter(one.memory.method for rows in merged.machines.values() for one in rows)
     if len(methods) > 1:
         print(f"peak memory is not quite comparable: read by {', '.join(methods)}")
     os.environ.setdefault("MPLBACKEND", "agg")  # no window is needed, and there may be no screen
@@ -505,9 +487,9 @@ def _print_merged(files: Sequence[str], picture: Path) -> int:
         figure.savefig(picture)
     except OSError as error:
         print(f"{picture}: not written; {error.strerror or error}", file=sys.stderr)
-        return 1
+        return ExitStatus.FOUND
     print(f"picture: {picture}")
-    return 1 if merged.unread else 0
+    return ExitStatus.FOUND if merged.unread else ExitStatus.FINE
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ Ctrl-C; errors for a taken port and for a dispatcher that does not answer; a hea
 A worker of another TensorFlow is refused only where the two speak different protocols, and releases seldom do; with
 ``--tensorflow`` it refuses itself.
 
+Exit status: 0; 1 where a check finds a fault; 2 for a server that cannot start.
 The servers listen on every network interface, and ask nobody for a password: keep them inside a private network.
 """
 
@@ -27,11 +28,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 import grpc
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.unknown_fields import UnknownFieldSet
 
-__all__ = ["ServiceError", "answers", "protocol_version", "registered_workers", "silent_workers"]
+from helpers.files import ExitStatus
+
+__all__ = ["ServiceError", "answers", "await_workers", "protocol_version", "registered_workers", "silent_workers"]
 
 DISPATCHER_PORT = 5050
 LONGEST_WAIT_S = 60.0  # of a starting worker, for its dispatcher
@@ -65,7 +69,7 @@ def protocol_version(dispatcher: str, *, timeout_s: float = PROBE_S) -> int:
     ServiceError
         If it does not answer in time.
     """
-    return next((value for number, value in _fields(_ask(dispatcher, _GET_VERSION, timeout_s)) if number == 1), 0)
+    return dict(_fields(_ask(dispatcher, _GET_VERSION, timeout_s))).get(1, 0)
 
 
 def registered_workers(dispatcher: str, *, timeout_s: float = PROBE_S) -> list[str]:
@@ -77,7 +81,7 @@ def registered_workers(dispatcher: str, *, timeout_s: float = PROBE_S) -> list[s
         If the dispatcher does not answer in time.
     """
     infos = [value for number, value in _fields(_ask(dispatcher, _GET_WORKERS, timeout_s)) if number == 1]
-    return sorted(value.decode() for info in infos for number, value in _fields(info) if number == 1)
+    return sorted(dict(_fields(info))[1].decode() for info in infos)
 
 
 def answers(worker: str, *, timeout_s: float = PROBE_S) -> bool:
@@ -101,6 +105,30 @@ def silent_workers(dispatcher: str, *, timeout_s: float = PROBE_S) -> list[str]:
     return [worker for worker in known if not answers(worker, timeout_s=timeout_s)]
 
 
+def await_workers(dispatcher: str, count: int, wait_s: float) -> None:
+    """Return when a dispatcher answers and ``count`` workers have registered there.
+
+    Raises
+    ------
+    ServiceError
+        If that is not so within ``wait_s`` seconds.
+    """
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            protocol_version(dispatcher, timeout_s=max(0.1, min(PROBE_S, deadline - time.monotonic())))
+            found = len(registered_workers(dispatcher)) if count else 0
+            fault = f"{found} of {count} workers at {dispatcher} within {wait_s:g} s"
+        except ServiceError:
+            found = -1
+            fault = f"no dispatcher at {dispatcher} within {wait_s:g} s; is it running, and is that its address?"
+        if found >= count:
+            return
+        if time.monotonic() + _RETRY_S > deadline:
+            raise ServiceError(fault)
+        time.sleep(_RETRY_S)
+
+
 def _ask(address: str, method: str, timeout_s: float) -> bytes:
     """Call a method that takes an empty message, and return the message that it answers with."""
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
@@ -111,108 +139,49 @@ def _ask(address: str, method: str, timeout_s: float) -> bytes:
 
 
 def _fields(message: bytes) -> list[tuple[int, int | bytes]]:
-    """Return the fields of a protocol buffer that has only whole numbers, texts and messages: number and value.
-
-    The answers above have a field or two; the package of TensorFlow does not hold their definitions.
-    """
-    fields, position = [], 0
-
-    def number() -> int:
-        nonlocal position
-        value = shift = 0
-        while True:
-            byte = message[position]
-            position += 1
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                return value
-
-    while position < len(message):
-        key = number()
-        value = number()
-        if key & 7 == 2:  # a length, and so many bytes
-            value, position = message[position : position + value], position + value
-        fields.append((key >> 3, value))
-    return fields
+    """Return number and value of each field: the package of TensorFlow does not hold the messages' definitions."""
+    return [(field.field_number, field.data) for field in UnknownFieldSet(Empty.FromString(message))]
 
 
 # ---- serving ---------------------------------------------------------------------------------------------------------
 
 
-def serve_dispatcher(port: int, work_dir: Path, workers: list[str] | None = None) -> None:
-    """Run a dispatcher until SIGTERM or Ctrl-C; it goes on where an earlier one with this ``work_dir`` stood.
-
-    Parameters
-    ----------
-    port : int
-    work_dir : path
-        Made where it is missing.
-    workers : list of str, optional
-        The addresses of all workers, ``host:port``. The static sharding policies (FILE, DATA, FILE_OR_DATA, HINT) need
-        them, and then no other worker may join.
-
-    Raises
-    ------
-    ServiceError
-        If the port is taken or the folder cannot be written.
-    """
+def _dispatcher(options: argparse.Namespace) -> None:
+    """Run a dispatcher; it goes on where an earlier one with this ``--work-dir`` stood."""
+    port, folder = options.port, options.work_dir
     try:
-        work_dir.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ServiceError(f"{work_dir}: {error.strerror}; give a folder for --work-dir that can be written") from None
+        raise ServiceError(f"{folder}: {error.strerror}; give a folder for --work-dir that can be written") from None
     _refuse_taken_port(port)
     import tensorflow as tf
 
     service = tf.data.experimental.service
-    config = service.DispatcherConfig(
-        port, "grpc", os.fspath(work_dir), fault_tolerant_mode=True, worker_addresses=workers
-    )
-    _serve(lambda: service.DispatchServer(config), f"dispatcher on port {port}, journal in {work_dir}")
+    settings = {"fault_tolerant_mode": True, "worker_addresses": options.workers}
+    config = service.DispatcherConfig(port, "grpc", os.fspath(folder), **settings)
+    _serve(lambda: service.DispatchServer(config), f"dispatcher on port {port}, journal in {folder}")
 
 
-def serve_worker(
-    dispatcher: str, address: str, *, wait_s: float = LONGEST_WAIT_S, tensorflow: str | None = None
-) -> None:
-    """Run a worker until SIGTERM or Ctrl-C.
-
-    Parameters
-    ----------
-    dispatcher : str
-        ``host:port``.
-    address : str
-        ``host:port`` under which trainers reach this worker. A worker that is started again must have the same one:
-        the dispatcher then gives it its tasks back.
-    wait_s : float
-        How long the dispatcher may take until it answers, in seconds.
-    tensorflow : str, optional
-        The version that this worker must run.
-
-    Raises
-    ------
-    ServiceError
-        If the port is taken, the dispatcher does not answer in time, or the versions differ.
-    """
-    port = _port(address)
+def _worker(options: argparse.Namespace) -> None:
+    dispatcher, address = options.dispatcher, options.address
+    port = int(address.rpartition(":")[2])
     _refuse_taken_port(port)
     import tensorflow as tf  # takes seconds, in which a dispatcher that starts at the same time comes up
 
-    if tensorflow not in (None, tf.__version__):
-        raise ServiceError(f"this is TensorFlow {tf.__version__}, not {tensorflow}; install that, or use one image")
-    _await_dispatcher(dispatcher, wait_s)
+    if options.tensorflow not in (None, tf.__version__):
+        hint = "install that, or use one image"
+        raise ServiceError(f"this is TensorFlow {tf.__version__}, not {options.tensorflow}; {hint}")
+    await_workers(dispatcher, 0, options.wait)
     service = tf.data.experimental.service
     config = service.WorkerConfig(dispatcher, worker_address=address, port=port, protocol="grpc")
     _serve(lambda: service.WorkerServer(config), f"worker {address} of dispatcher {dispatcher}")
 
 
 def _serve(start: Callable, what: str) -> None:
+    """Run a server until SIGTERM or Ctrl-C."""
     stopping = threading.Event()
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        stopping.set()
-
     for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, stop)
+        signal.signal(name, lambda _signal, _frame: stopping.set())
     try:
         server = start()
     except RuntimeError as error:  # how a status of the servers' C++ arrives
@@ -227,13 +196,6 @@ def _serve(start: Callable, what: str) -> None:
     os._exit(0)  # TensorFlow's threads would be waited for
 
 
-def _port(address: str) -> int:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ServiceError(f"{address!r} is no address; give host:port, such as worker-0.workers:5051")
-    return int(port)
-
-
 def _refuse_taken_port(port: int) -> None:
     """Raise if another program listens on a port; gRPC would share it, and take half of its calls."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
@@ -242,81 +204,62 @@ def _refuse_taken_port(port: int) -> None:
         try:
             probe.bind(("", port))
         except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                reason = "another program listens on it; stop that, or give another port"
-            else:
-                reason = error.strerror
+            taken = "another program listens on it; stop that, or give another port"
+            reason = taken if error.errno == errno.EADDRINUSE else error.strerror
             raise ServiceError(f"port {port}: {reason}") from None
-
-
-def _await_dispatcher(dispatcher: str, wait_s: float) -> None:
-    _port(dispatcher)
-    deadline = time.monotonic() + wait_s
-    while True:
-        try:
-            protocol_version(dispatcher, timeout_s=max(0.1, min(PROBE_S, deadline - time.monotonic())))
-            return
-        except ServiceError:
-            if time.monotonic() + _RETRY_S > deadline:
-                hint = "is it running, and is that its address?"
-                raise ServiceError(f"no dispatcher at {dispatcher} within {wait_s:g} s; {hint}") from None
-            time.sleep(_RETRY_S)
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return 0, or 1 for what went wrong."""
+def main(arguments: list[str] | None = None) -> ExitStatus:
+    """Run the command."""
     options = _parse(arguments)
     try:
-        if options.command == "dispatcher":
-            serve_dispatcher(options.port, options.work_dir, options.workers)
-        elif options.command == "worker":
-            serve_worker(options.dispatcher, options.address, wait_s=options.wait, tensorflow=options.tensorflow)
-        else:
-            _check(options)
+        options.run(options)
     except ServiceError as error:
         print(f"helpers.service: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return ExitStatus.FOUND if options.run is _check else ExitStatus.CANNOT
+    return ExitStatus.FINE
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m helpers.service",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m helpers.service", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(required=True, metavar="{dispatcher,worker,check}")
     dispatcher = commands.add_parser("dispatcher", help="hands out the work; one for a cluster")
+    dispatcher.set_defaults(run=_dispatcher)
     dispatcher.add_argument("--port", type=int, default=DISPATCHER_PORT)
     dispatcher.add_argument("--work-dir", type=Path, required=True, help="for its journal; on a disk that outlives it")
-    dispatcher.add_argument("--workers", metavar="A,B", type=_addresses, help="all addresses, for static sharding")
+    static = "all addresses, for static sharding (FILE, DATA, FILE_OR_DATA, HINT); then no other worker may join"
+    dispatcher.add_argument(
+        "--workers", metavar="A,B", type=lambda text: [*map(_address, text.split(","))], help=static
+    )
     worker = commands.add_parser("worker", help="reads and decodes; any number of them")
-    worker.add_argument("--dispatcher", metavar="HOST:PORT", required=True)
-    worker.add_argument("--address", metavar="HOST:PORT", required=True, help="how trainers reach it; must not change")
+    worker.set_defaults(run=_worker)
+    worker.add_argument("--dispatcher", metavar="HOST:PORT", type=_address, required=True)
+    same = "how trainers reach it; started again under the same one, it gets its tasks back"
+    worker.add_argument("--address", metavar="HOST:PORT", type=_address, required=True, help=same)
     worker.add_argument("--wait", metavar="SECONDS", type=float, default=LONGEST_WAIT_S, help="for the dispatcher")
     worker.add_argument("--tensorflow", metavar="VERSION", help="refuse to start with another one")
     check = commands.add_parser("check", help="exit status 0 if a server and its workers answer, 1 if not")
+    check.set_defaults(run=_check)
     check.add_argument("dispatcher", metavar="HOST:PORT", nargs="?")
     check.add_argument("--workers", metavar="N", type=int, default=0, help="fewer that answer are a fault")
     check.add_argument("--worker", metavar="HOST:PORT", help="ask this worker alone")
     check.add_argument("--timeout", metavar="SECONDS", type=float, default=PROBE_S)
     options = parser.parse_args(arguments)
-    if options.command == "check" and bool(options.dispatcher) == bool(options.worker):
+    if options.run is _check and bool(options.dispatcher) == bool(options.worker):
         check.error("give the dispatcher's HOST:PORT, or --worker HOST:PORT")
     return options
 
 
-def _addresses(text: str) -> list[str]:
-    addresses = text.split(",")
-    try:
-        for address in addresses:
-            _port(address)
-    except ServiceError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return addresses
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is no address; give host:port, such as worker-0.workers:5051")
+    return text
 
 
 def _check(options: argparse.Namespace) -> None:

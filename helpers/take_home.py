@@ -36,6 +36,7 @@ REWRITTEN = {  # what holds in the course's folder only
     "helpers.packing": ("Path(__file__).resolve().parent.parent /", "Path(__file__).resolve().parent /"),
 }
 LICENCE = """\
+# Copyright 2026 the authors of the course
 # Licensed under the Apache License, Version 2.0: https://www.apache.org/licenses/LICENSE-2.0
 # SPDX-License-Identifier: Apache-2.0
 """
@@ -61,15 +62,13 @@ def take_home(name: str) -> str:
     """
     pipeline = (f"helpers.pipelines.{name}", name)
     reached = _reach([FIND_IMAGES, IMAGE_FILES, pipeline])
-    public = ["ImageFiles", "find_images", name]
-    needs_forever = EPOCHS in reached
-    if needs_forever:
+    if EPOCHS in reached:  # it gives the next batch, not batch k: `fit` needs it without an end
         reached = _reach([FIND_IMAGES, IMAGE_FILES, FOREVER, pipeline])
-        public.insert(2, "forever")
+    public = {"ImageFiles", "find_images", name} | ({"forever"} if FOREVER in reached else set())
     modules = _in_reading_order(reached)
     _refuse_conflicts(reached)
     parts = [
-        _docstring(name, needs_forever),
+        _docstring(name, reached),
         LICENCE,
         "from __future__ import annotations\n",
         _import_block(reached),
@@ -104,7 +103,6 @@ class _Statement:
 
 @dataclass(frozen=True)
 class _Module:
-    title: str  # the first line of its docstring
     statements: tuple[_Statement, ...]
     by_name: dict[str, _Statement] = field(default_factory=dict)
     imports: dict[str, list[_Import]] = field(default_factory=dict)
@@ -124,7 +122,7 @@ def _module(name: str) -> _Module:
         elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):  # no docstring
             raise TakeHomeError(f"{name}, line {node.lineno}: neither an import nor a definition")
     by_name = {bound: statement for statement in statements for bound in statement.binds}
-    return _Module((ast.get_docstring(tree) or "").partition("\n")[0], tuple(statements), by_name, imports)
+    return _Module(tuple(statements), by_name, imports)
 
 
 def _source(module: str) -> str:
@@ -197,7 +195,10 @@ def _reach(roots: list[Name]) -> dict[Name, list[Name]]:
 
 
 def _uses(name: Name) -> tuple[str, ...]:
-    return _module(name[0]).by_name[name[1]].uses
+    module, wanted = name
+    if wanted not in _module(module).by_name:
+        raise TakeHomeError(f"{module}: does not define {wanted}")
+    return _module(module).by_name[wanted].uses
 
 
 def _resolved(module: str, used: str) -> Name | None:
@@ -248,10 +249,12 @@ def _refuse_conflicts(reached: dict[Name, list[Name]]) -> None:
 # ---- the file --------------------------------------------------------------------------------------------------------
 
 
-def _docstring(name: str, needs_forever: bool) -> str:
-    wanted = f"find_images, forever, {name}" if needs_forever else f"find_images, {name}"
-    fed = "forever(batches), steps_per_epoch=len(batches), shuffle=False" if needs_forever else "batches"
-    versions = textwrap.fill(f"It needs {_versions()}, which it was written with, and nothing else.", MAX_WIDTH)
+def _docstring(name: str, reached: dict[Name, list[Name]]) -> str:
+    is_endless, has_processes = FOREVER in reached, any(one.module == "multiprocessing" for one in _imports(reached))
+    wanted = f"find_images, forever, {name}" if is_endless else f"find_images, {name}"
+    fed = "forever(batches), steps_per_epoch=len(batches), shuffle=False" if is_endless else "batches"
+    guard = 'Where worker processes read, a program must call it below `if __name__ == "__main__":`.\n'
+    versions = f"It needs {_versions()}, which it was written with, and nothing else."
     return f'''"""The pipeline `{name}` of the course "Feeding images", and all that it needs of it, in one file.
 
     from my_pipeline import {wanted}  # this file, saved as my_pipeline.py
@@ -262,8 +265,7 @@ def _docstring(name: str, needs_forever: bool) -> str:
         ...
     model.fit({fed}, epochs=5)
 
-In a program, call it below `if __name__ == "__main__":` where worker processes are to read.
-{versions}
+{guard if has_processes else ""}{textwrap.fill(versions, MAX_WIDTH)}
 """
 '''
 
@@ -290,8 +292,12 @@ def _external(module: str, name: str) -> Iterator[tuple[str, _Import]]:
             yield from ((used, one) for one in there.imports.get(used, ()) if not _is_ours(one.module))
 
 
+def _imports(reached: dict[Name, list[Name]]) -> set[_Import]:
+    return {one for module, name in reached for _, one in _external(module, name)}
+
+
 def _import_block(reached: dict[Name, list[Name]]) -> str:
-    needed = {one for module, name in reached for _, one in _external(module, name)}
+    needed = _imports(reached)
     groups = []
     for is_standard in (True, False):
         group = [one for one in needed if (one.module.partition(".")[0] in sys.stdlib_module_names) == is_standard]
@@ -316,8 +322,8 @@ def _from(module: str, names: list[str]) -> str:
 def _section(module: str, reached: dict[Name, list[Name]]) -> str:
     """Return what is taken from one module, in its order, below a line that says where it is from."""
     there = _module(module)
-    title = f"# ---- {module.replace('.', '/')}.py: {there.title}".rstrip(": ")
-    text, before = f"\n\n{textwrap.shorten(title, MAX_WIDTH, placeholder=' …')}\n", None
+    title = f"# ---- from {module.replace('.', '/')}.py "
+    text, before = f"\n\n{title.ljust(MAX_WIDTH, '-')}\n", None
     for statement in there.statements:
         if any((module, bound) in reached for bound in statement.binds):
             if statement.is_block or (before is not None and before.is_block):

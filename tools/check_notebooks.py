@@ -11,7 +11,6 @@ solution. Run by `make check` and by the tests.
 import argparse
 import copy
 import json
-import os
 import re
 import sys
 import warnings
@@ -54,10 +53,9 @@ Faults = Iterator[tuple[int | None, str]]  # the cell's number, counted from 1, 
 
 @dataclass(frozen=True)
 class Notebook:
-    """One notebook file: its path, its size in bytes and what nbformat reads from it."""
+    """One notebook file: its path and what nbformat reads from it."""
 
     path: Path
-    size: int
     content: NotebookNode
 
     @cached_property
@@ -105,25 +103,20 @@ def fix_metadata(path: Path) -> bool:
 
 
 def _name(path: Path) -> str:
-    return printable(Path(path).resolve()).removeprefix(f"{ROOT}{os.sep}").replace(os.sep, "/")
+    return printable(path.resolve().as_posix()).removeprefix(f"{ROOT.as_posix()}/")
 
 
 def _read(path: Path) -> Notebook:
     """Read a notebook and see that it is valid: nbval does not insist on it, and `tools/export.py` relies on it."""
     try:
-        raw = path.read_bytes()
-        content = nbformat.v4.reads(raw.decode())
+        content = nbformat.v4.reads(path.read_text(encoding="utf-8"))
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # nbformat only warns of ids that are missing or given twice
             nbformat.validate(content, version=4, version_minor=5)
     except (OSError, ValueError, AttributeError, ValidationError, Warning) as error:  # AttributeError: a list
         found = " ".join(str(error).split())[:200]
         raise ValueError(f"{_name(path)}: not valid in format 4.5: {found}; save it again from JupyterLab 4") from error
-    return Notebook(path, len(raw), content)
-
-
-def _tags(cell: NotebookNode) -> list[str]:
-    return cell.metadata.get("tags", [])
+    return Notebook(path, content)
 
 
 def _output_texts(cell: NotebookNode) -> Iterator[str]:
@@ -137,9 +130,8 @@ def _output_texts(cell: NotebookNode) -> Iterator[str]:
 def _in_order(content: NotebookNode) -> NotebookNode:
     """Return a notebook's content without the metadata that differ from one machine or editor to the next."""
     ordered = copy.deepcopy(content)
-    language = {**content.metadata.get("language_info", {}), "name": "python"}
-    language.pop("version", None)
-    ordered.metadata = {"kernelspec": KERNELSPEC, "language_info": language}
+    language = {key: value for key, value in content.metadata.get("language_info", {}).items() if key != "version"}
+    ordered.metadata = {"kernelspec": KERNELSPEC, "language_info": {**language, "name": "python"}}
     for cell in ordered.cells:
         cell.metadata = {key: cell.metadata[key] for key in KEPT_CELL_METADATA if cell.metadata.get(key)}
     return ordered
@@ -164,29 +156,22 @@ def _clean_outputs(notebook: Notebook) -> Faults:
             if out.output_type == "error":
                 yield number, f"stored the error {out.ename}; show an expected error as a child process's outcome"
             if out.get("name") == "stderr":
-                yield (
-                    number,
-                    f"stored text on stderr ({out.text.strip()[:60]!r}); remove its cause or print it on stdout",
-                )
+                yield number, f"stored text on stderr ({out.text[:50]!r}); remove its cause or print it on stdout"
             if "application/vnd.jupyter.widget-view+json" in out.get("data", {}):
                 yield number, "stored a live display, which nbval cannot compare; print text instead"
 
 
-def _marks(notebook: Notebook) -> Faults:
-    for number, cell in notebook.code:
-        marks = [tag for tag in _tags(cell) if tag.startswith("nbval-") or tag == "raises-exception"]
-        for mark in [*marks, *NBVAL_COMMENT.findall(cell.source)]:
-            if mark != IGNORE_TAG:
-                yield number, f"is marked {mark}; remove it: the only mark for nbval in use is the tag {IGNORE_TAG}"
-
-
-def _ignored_share(notebook: Notebook) -> Faults:
-    if notebook.path.resolve().parent.name == "solutions":  # nbgrader's tests are what is compared there
-        return
-    ignored = sum(IGNORE_TAG in _tags(cell) for _, cell in notebook.code)
-    if ignored > MAX_IGNORED_SHARE * len(notebook.code):
-        found = f"{ignored} of {len(notebook.code)} code cells are tagged {IGNORE_TAG}"
-        yield None, f"{found}, more than {MAX_IGNORED_SHARE:.0%}; print what holds on any machine in cells without it"
+def _what_nbval_compares(notebook: Notebook) -> Faults:
+    tags = [(number, tag) for number, cell in notebook.code for tag in cell.metadata.get("tags", [])]
+    marks = [(number, tag) for number, tag in tags if tag.startswith("nbval-") or tag == "raises-exception"]
+    marks += [(number, comment) for number, cell in notebook.code for comment in NBVAL_COMMENT.findall(cell.source)]
+    for number, mark in marks:
+        if mark != IGNORE_TAG:
+            yield number, f"is marked {mark}; remove it: the only mark for nbval in use is the tag {IGNORE_TAG}"
+    ignored, of_all = sum(tag == IGNORE_TAG for _, tag in tags), len(notebook.code)
+    if ignored > MAX_IGNORED_SHARE * of_all and notebook.path.resolve().parent.name != "solutions":
+        found = f"{ignored} of {of_all} code cells are tagged {IGNORE_TAG}, more than {MAX_IGNORED_SHARE:.0%}"
+        yield None, f"{found}; print what holds on any machine in cells without it"
 
 
 def _verdicts(notebook: Notebook) -> Faults:
@@ -196,7 +181,7 @@ def _verdicts(notebook: Notebook) -> Faults:
         if number in headings:
             # The opening, before the first section, only says which machine and data set these are.
             unanswered, waiting = (unanswered + waiting if number != headings[0] else unanswered), []
-        elif IGNORE_TAG in _tags(cell):
+        elif IGNORE_TAG in cell.metadata.get("tags", []):
             waiting.append(number)
         elif any(out.get("name") == "stdout" for out in cell.get("outputs", [])):
             waiting = []
@@ -205,8 +190,9 @@ def _verdicts(notebook: Notebook) -> Faults:
 
 
 def _sizes(notebook: Notebook) -> Faults:
-    if notebook.size > MAX_NOTEBOOK_BYTES:
-        yield None, f"has {notebook.size:,} bytes, more than {MAX_NOTEBOOK_BYTES:,}; make its figures fewer or smaller"
+    size = notebook.path.stat().st_size
+    if size > MAX_NOTEBOOK_BYTES:
+        yield None, f"has {size:,} bytes, more than {MAX_NOTEBOOK_BYTES:,}; make its figures fewer or smaller"
     for number, cell in notebook.code:
         lines = cell.source.splitlines()
         longest = max(map(len, lines), default=0)
@@ -249,8 +235,7 @@ def _prose(notebook: Notebook) -> Faults:
 RULES = [
     _run_in_order,
     _clean_outputs,
-    _marks,
-    _ignored_share,
+    _what_nbval_compares,
     _verdicts,
     _sizes,
     _machine_paths,
@@ -281,8 +266,8 @@ def main(arguments: list[str] | None = None) -> int:
         except (OSError, ValueError) as error:
             print(error, file=sys.stderr)
             return ExitStatus.CANNOT
-        lines = [f"{name}: metadata put in order" for name in fixed]
-        print("\n".join([*lines, f"{len(fixed)} of {len(notebooks)} notebooks changed"]))
+        print("".join(f"{name}: metadata put in order\n" for name in fixed), end="")
+        print(f"{len(fixed)} of {len(notebooks)} notebooks changed")
         return ExitStatus.FINE
     faults = [fault for path in notebooks for fault in check(path)]
     print("\n".join(faults) if faults else f"{len(notebooks)} notebooks checked, no fault found")

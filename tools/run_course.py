@@ -16,18 +16,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
 import psutil
-from filelock import FileLock
-from filelock import Timeout as LockTimeout
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from helpers import scoreboard
+from helpers.files import ExitStatus, locked, printable, write_whole
 from helpers.folders import DEFAULT_COURSE_IMAGES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,7 +52,6 @@ _REFERENCE_S = {
     "09_style_transfer": (117, 240),
     "10_other_loaders": (13, 15),
 }
-_REFERENCE_DECODE_MS = 1.28  # see _pace
 _UNKNOWN_S = 120  # a lesson that is not in the list
 
 
@@ -84,12 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         lessons = find_lessons(everything=options.all)
         BUILD.mkdir(parents=True, exist_ok=True)
-        with FileLock(BUILD / ".lock", timeout=0):
+        with locked(BUILD / ".lock", "the course is already running in this folder; wait for it or stop it"):
             return _run_all(lessons, options.again)
-    except LockTimeout:
-        message = "the course is already running in this folder; wait for it or stop it"
     except OSError as error:
-        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        message = f"{printable(error.filename)}: {error.strerror}" if error.filename else str(error)
     except ValueError as error:
         message = str(error)
     except subprocess.CalledProcessError as error:  # make_images.py has said why
@@ -98,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\ncourse: stopped. The same command continues with the lesson that was interrupted.", file=sys.stderr)
         return 130
     print(f"course: {message}", file=sys.stderr)
-    return 2
+    return ExitStatus.CANNOT
 
 
 def find_lessons(everything: bool = False) -> list[Path]:
@@ -127,13 +124,14 @@ def _run_all(lessons: list[Path], again: bool) -> int:
         print(f"{_lessons(len(waiting))} with {_course_images():,} images will take about {time_needed}", flush=True)
     subprocess.run([sys.executable, str(ROOT / "data_scripts" / "make_images.py")], check=True)
     failures = _run_lessons(waiting, seconds)
-    _print_scoreboard()
+    if rows := scoreboard.newest(scoreboard.load()):
+        Console().print(scoreboard.table(rows))
     if not failures:
         print(f"{_lessons(len(lessons))} ran to the end; their outputs on this machine are in build/course/")
-        return 0
+        return ExitStatus.FINE
     print(f"{len(failures)} of {_lessons(len(lessons))} failed:")
     print(*failures, sep="\n", flush=True)
-    return 1
+    return ExitStatus.FOUND
 
 
 def _run_lessons(lessons: list[Path], seconds: _Seconds) -> list[Failure]:
@@ -177,8 +175,8 @@ def run_lesson(path: Path, display: _Display | None = None) -> Failure | None:
     except (DeadKernelError, RuntimeError) as error:
         return Failure(name, count, _one_line(str(error)), copy)
     finally:
-        _write(copy, nbformat.writes(notebook))
-    _write(stamp, state)
+        write_whole(copy, nbformat.writes(notebook))
+    write_whole(stamp, state)
     return None
 
 
@@ -236,12 +234,6 @@ def _state_of(path: Path) -> str:
     return state.hexdigest()
 
 
-def _write(target: Path, text: str) -> None:
-    part = target.with_name(target.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, target)
-
-
 # How long it takes ----------------------------------------------------------------------------------------------------
 
 
@@ -254,19 +246,17 @@ def _course_images() -> int:
 
 @dataclass
 class _Seconds:
-    """How long each lesson will take: as long as it took here last time, or as on the reference machine, scaled."""
+    """How long each lesson will take: as long as it took here last time, or as on the reference machine."""
 
     path: Path
-    here: dict[str, float] = field(default_factory=dict)  # lesson and number of images -> seconds
-    pace: float = 1.0
+    here: dict[str, float]  # lesson and number of images -> seconds
 
     @classmethod
     def load(cls, path: Path) -> _Seconds:
         try:
-            here = {str(key): float(value) for key, value in json.loads(path.read_text()).items()}
-        except (OSError, ValueError, AttributeError, TypeError):  # none yet, or torn
-            here = {}
-        return cls(path, here, _pace())
+            return cls(path, json.loads(path.read_text()))
+        except (OSError, ValueError):  # none yet, or not to be read
+            return cls(path, {})
 
     def expected(self, lesson: Path) -> float:
         images = _course_images()
@@ -274,26 +264,11 @@ class _Seconds:
             return took
         small, full = _REFERENCE_S.get(_name(lesson), (_UNKNOWN_S, _UNKNOWN_S))
         share = (images - _SMALL) / (DEFAULT_COURSE_IMAGES - _SMALL)
-        return self.pace * max(small / 2, small + share * (full - small))
+        return max(small / 2, small + share * (full - small))
 
     def keep(self, lesson: Path, took: float) -> None:
         self.here[f"{_name(lesson)} {_course_images()}"] = round(took, 1)
-        _write(self.path, json.dumps(self.here, indent=1))
-
-
-def _pace() -> float:
-    """Return how many times as long as the reference machine this one takes to decode an image, measured in 0.3 s."""
-    import cv2
-    import numpy as np
-
-    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
-    jpeg = cv2.imencode(".jpg", cv2.resize(noise, (640, 480), interpolation=cv2.INTER_CUBIC))[1]
-    times = []
-    for _ in range(50):
-        started = time.perf_counter()
-        cv2.imdecode(jpeg, cv2.IMREAD_COLOR)
-        times.append(time.perf_counter() - started)
-    return 1000 * sorted(times)[len(times) // 2] / _REFERENCE_DECODE_MS
+        write_whole(self.path, json.dumps(self.here, indent=1))
 
 
 def _lessons(count: int) -> str:
@@ -347,13 +322,6 @@ class _Display:
         """As if the rest took as much longer or shorter than expected as what was done."""
         pace = (time.monotonic() - self.started) / done if done else 1.0
         return f"about {_minutes(pace * (self.total - done))} left"
-
-
-def _print_scoreboard() -> None:
-    from helpers.scoreboard import load, newest, table
-
-    if rows := newest(load()):
-        Console().print(table(rows))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from helpers.benchmark.rates import Limits
-from helpers.measure import Measurement
+from helpers.measurement import Measurement
 
 __all__ = ["Advice", "Packing", "advise"]
 
@@ -110,8 +110,8 @@ def advise(
     sentences = [_use(possible[chosen]), why]
     if bottleneck != "accelerator" and chosen != "tf_data_packed":
         sentences += _cores_needed(possible[chosen], limits)
-    if chosen == "load_everything" and possible[chosen].first_batch_s:
-        wait_s = possible[chosen].first_batch_s * all_images / max(possible[chosen].images_done, 1)
+    if chosen == "load_everything" and possible[chosen].alone.first_batch_s:
+        wait_s = possible[chosen].alone.first_batch_s * all_images / max(possible[chosen].images_done, 1)
         sentences.append(f"It decodes all {all_images:,} images first: the first batch comes after {wait_s:,.0f} s.")
     if packing is not None:
         sentences.append(_packing_sentence(packing, all_images, chosen, bottleneck))
@@ -121,7 +121,7 @@ def advise(
 
 def rate(one: Measurement) -> float:
     """Return images/s while training where that was measured, else of the pipeline alone."""
-    return one.together_images_per_s or one.images_per_s or 0.0
+    return one.training.images_per_s or one.alone.images_per_s or 0.0
 
 
 def _choose(possible: dict[str, Measurement]) -> str:
@@ -135,37 +135,38 @@ def _choose(possible: dict[str, Measurement]) -> str:
 
 
 def _is_enough(one: Measurement) -> bool:
-    if not one.ceiling_images_per_s:
-        return False
-    return rate(one) >= _ENOUGH * one.ceiling_images_per_s or (one.utilisation_percent or 0) >= 100 * _ENOUGH
+    top = one.training.ceiling_images_per_s
+    return bool(top) and (rate(one) >= _ENOUGH * top or (one.training.utilisation_percent or 0) >= 100 * _ENOUGH)
 
 
 def _use(one: Measurement) -> str:
-    busy = "" if one.utilisation_percent is None else f", keeps the accelerator busy {one.utilisation_percent:.0f} %"
-    return f"Use {one.name}: {one.images_per_s:,.0f} images/s alone{busy}, at most {one.peak_mib:,.0f} MiB of memory."
+    percent = one.training.utilisation_percent
+    busy = "" if percent is None else f", keeps the accelerator busy {percent:.0f} %"
+    alone, peak_mib = one.alone.images_per_s, one.memory.peak_mib
+    return f"Use {one.name}: {alone:,.0f} images/s alone{busy}, at most {peak_mib:,.0f} MiB of memory."
 
 
 def _bottleneck(one: Measurement, limits: Limits) -> tuple[str, str]:
     reading, decoding = limits.read_images_per_s, limits.reduced_images_per_s
     allowed = f"{limits.cores} cores read {reading:,.0f} and decode {decoding:,.0f} images/s"
-    wanted = one.ceiling_images_per_s
+    wanted = one.training.ceiling_images_per_s
     takes = f"The accelerator takes {wanted:,.0f} images/s" if wanted else "Without an accelerator beside it"
     if _is_enough(one):
         return "accelerator", f"{takes}, {allowed}: the accelerator is the limit, and no pipeline can give more."
     if one.name in ("tf_data_packed", "load_everything"):
         return "pipeline", f"{takes}, {allowed}: nothing is decoded any more, and what is left is copying."
-    if one.device and "cpu" in one.device:
+    if "cpu" in (one.training.device or ""):
         return "decoding", f"{takes}, {allowed}, on the same cores: model and decoding take turns."
     if reading < 1.1 * decoding:
         return "reading", f"{takes}, {allowed}: reading is the limit. A faster or nearer disk, or smaller files, help."
-    if (one.images_per_s or 0) >= 0.8 * min(limits.decode_images_per_s, decoding):
+    if (one.alone.images_per_s or 0) >= 0.8 * min(limits.decode_images_per_s, decoding):
         return "decoding", f"{takes}, {allowed}: decoding is the limit."
     return "pipeline", f"{takes}, {allowed}: the pipeline itself is the limit."
 
 
 def _cores_needed(one: Measurement, limits: Limits) -> list[str]:
-    wanted = one.ceiling_images_per_s
-    if not wanted or (one.device and "cpu" in one.device):
+    wanted = one.training.ceiling_images_per_s
+    if not wanted or "cpu" in (one.training.device or ""):
         return []
     cores = math.ceil(wanted * limits.cores / limits.reduced_images_per_s)
     return [f"To decode as fast as the accelerator takes, about {cores} such cores are needed."] if cores > 1 else []
@@ -173,15 +174,15 @@ def _cores_needed(one: Measurement, limits: Limits) -> list[str]:
 
 def _packing(finished: dict[str, Measurement], all_images: int, free_disk_bytes: float) -> Packing | None:
     packed = finished.get("tf_data_packed")
-    if packed is None or not packed.images_per_s or not packed.first_batch_s:
+    if packed is None or not packed.alone.images_per_s or not packed.alone.first_batch_s:
         return None
     height, width = packed.image_size
     size = all_images * height * width * 3
-    seconds = packed.first_batch_s * all_images / packed.files
+    seconds = packed.alone.first_batch_s * all_images / packed.files
     decoding = [rate(one) for name, one in finished.items() if name not in ("load_everything", "tf_data_packed")]
     saved_s = all_images / max(decoding) - all_images / rate(packed) if decoding and max(decoding) else 0
     pays = seconds / saved_s if saved_s > 0.02 * all_images / rate(packed) else None
-    return Packing(seconds / 60, size / 1e9, size < free_disk_bytes, packed.images_per_s, pays)
+    return Packing(seconds / 60, size / 1e9, size < free_disk_bytes, packed.alone.images_per_s, pays)
 
 
 def _packing_sentence(packing: Packing, all_images: int, chosen: str, bottleneck: str) -> str:
@@ -203,7 +204,7 @@ def _packing_sentence(packing: Packing, all_images: int, chosen: str, bottleneck
 def _all_mib(one: Measurement, all_images: int) -> float:
     """Return what a pipeline that keeps every image would hold of all of them."""
     done = max(one.images_done, 1)
-    return (one.peak_mib - (one.baseline_mib or 0)) * all_images / done
+    return (one.memory.peak_mib - (one.memory.baseline_mib or 0)) * all_images / done
 
 
 def _memory_sentences(measured: dict[str, Measurement], all_images: int, budget_mib: float) -> list[str]:
@@ -218,6 +219,6 @@ def _memory_sentences(measured: dict[str, Measurement], all_images: int, budget_
         if one.outcome == "out of memory":
             when = " while training" if (one.error or "").startswith("while training") else ""
             sentences.append(
-                f"{name} ran out of memory{when} at {one.peak_mib:,.0f} MiB, after {one.images_done:,} images."
+                f"{name} ran out of memory{when} at {one.memory.peak_mib:,.0f} MiB, after {one.images_done:,} images."
             )
     return sentences

@@ -24,7 +24,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 
 from helpers import scoreboard
@@ -32,10 +31,11 @@ from helpers.accelerators import EmulatedAccelerator, KerasAccelerator
 from helpers.benchmark.advice import Advice, advise
 from helpers.benchmark.rates import Limits, find_limits
 from helpers.benchmark.report import html_report
-from helpers.files import printable
+from helpers.files import ExitStatus, free_bytes, locked, printable, write_whole
 from helpers.folders import ImageFiles, course_images, find_images, find_labelled_images, find_unlabelled_images
 from helpers.gpu import gpus
-from helpers.measure import Measurement, Trial
+from helpers.measure import Trial
+from helpers.measurement import Measurement
 from helpers.packing import default_packs_in
 from helpers.pipelines import PIPELINES
 from helpers.plots import scoreboard_by_pipeline
@@ -95,10 +95,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ChildError as error:  # a file crashed a decoder, hung it, or filled the memory
         found = printable(str(error).partition("\n")[0])
         print(f"benchmark: looking at the images: {found}; check_images.py names the file", file=sys.stderr)
-        return 2
+        return ExitStatus.CANNOT
     except (ValueError, OSError) as error:
         print(f"benchmark: {printable(str(error))}", file=sys.stderr)
-        return 2
+        return ExitStatus.CANNOT
     except KeyboardInterrupt:
         print("benchmark: stopped before anything was measured", file=sys.stderr)
         return 130
@@ -109,10 +109,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _keep(outcome, options, settings, call)
     except OSError as error:  # a full disk, or a folder that is not there
         print(f"benchmark: not everything was written: {printable(str(error))}", file=sys.stderr)
-        return 2
+        return ExitStatus.CANNOT
     if outcome.interrupted:
         return 130
-    return 1 if any(one.outcome not in ("finished", "out of memory") for one in outcome.measurements) else 0
+    failed = any(one.outcome not in ("finished", "out of memory") for one in outcome.measurements)
+    return ExitStatus.FOUND if failed else ExitStatus.FINE
 
 
 # ---- what to measure -------------------------------------------------------------------------------------------------
@@ -300,34 +301,22 @@ def run_benchmark(
     some = some.select([place for place, path in enumerate(some.paths) if path not in broken])
     trials = {
         name: Trial(
-            PIPELINES[name],
-            some,
-            accelerator=settings.accelerator,
-            memory_budget=budget_mib,
-            name=name,
-            image_size=settings.image_size,
-            batch_size=settings.batch_size,
-            timeout=settings.timeout_s,
+            PIPELINES[name], some, accelerator=settings.accelerator, memory_budget=budget_mib, name=name,
+            image_size=settings.image_size, batch_size=settings.batch_size, timeout=settings.timeout_s,
         )
         for name in settings.pipelines
-    }
+    }  # fmt: skip
+    clock = _Clock(len(trials) * settings.repeats, _expected_s(some, limits, settings))
     interrupted = False
     try:
-        _rounds(
-            trials, settings, _Clock(len(trials) * settings.repeats, _expected_s(some, limits, settings)), tell, folder
-        )
+        _rounds(trials, settings, clock, tell, folder)
     except KeyboardInterrupt:
         if not any(trial.runs for trial in trials.values()):
             raise
         interrupted = True
     measurements = [trial.measurement() for trial in trials.values() if trial.runs]
-    advice = advise(
-        measurements,
-        limits,
-        all_images=len(files),
-        free_disk_bytes=shutil.disk_usage(folder).free,
-        budget_mib=budget_mib,
-    )
+    room = {"free_disk_bytes": free_bytes(folder), "budget_mib": budget_mib}
+    advice = advise(measurements, limits, all_images=len(files), **room)
     return Outcome(measurements, limits, advice, len(files), budget_mib, interrupted)
 
 
@@ -387,11 +376,12 @@ class _Clock:
 def _in_short(trial: Trial) -> str:
     one = trial.measurement()
     if one.outcome != "finished":
-        return f"{one.outcome} after {one.images_done:,} images, {one.peak_mib:,.0f} MiB" + (
+        return f"{one.outcome} after {one.images_done:,} images, {one.memory.peak_mib:,.0f} MiB" + (
             f" ({printable(one.error)})" if one.error and one.outcome != "out of memory" else ""
         )
-    busy = "" if one.utilisation_percent is None else f", accelerator busy {one.utilisation_percent:.0f} %"
-    return f"{one.images_per_s:,.0f} images/s, {one.peak_mib:,.0f} MiB{busy}"
+    percent = one.training.utilisation_percent
+    busy = "" if percent is None else f", accelerator busy {percent:.0f} %"
+    return f"{one.alone.images_per_s:,.0f} images/s, {one.memory.peak_mib:,.0f} MiB{busy}"
 
 
 @contextmanager
@@ -399,15 +389,12 @@ def _workplace() -> Iterator[Path]:
     """Yield an empty folder for packed images; nobody else measures meanwhile, which would spoil both."""
     folder = _DATA / "benchmark"
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            _empty(folder)  # an earlier run may have been killed
-            try:
-                yield folder
-            finally:
-                _empty(folder)
-    except Timeout:
-        raise OSError("another benchmark is running; two at once would slow each other down") from None
+    with locked(folder / ".lock", "another benchmark is running; two at once would slow each other down"):
+        _empty(folder)  # an earlier run may have been killed
+        try:
+            yield folder
+        finally:
+            _empty(folder)
 
 
 def _empty(folder: Path) -> None:
@@ -453,12 +440,12 @@ def _keep(outcome: Outcome, options: argparse.Namespace, settings: Settings, cal
         name=options.folder.resolve().name if options.folder else "the course's images",
         all_images=outcome.all_images,
         budget_mib=outcome.budget_mib,
-        rounds=max(1, *(len(one.runs_images_per_s) for one in outcome.measurements)),
+        rounds=max(1, *(len(one.alone.runs_images_per_s) for one in outcome.measurements)),
         code=_code(outcome.advice.pipeline, call, settings),
         interrupted=outcome.interrupted,
     )
     report.parent.mkdir(parents=True, exist_ok=True)
-    report.write_text(page, encoding="utf-8", errors="backslashreplace")
+    write_whole(report, page.encode(errors="backslashreplace"))
     _tell(f"rows: {record}")
     _tell(f"page: {report}")
     if options.json:

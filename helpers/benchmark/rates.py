@@ -103,6 +103,7 @@ def decode_fully(data: bytes, path: str) -> np.ndarray:
 
 def decode_reduced(image_size: tuple[int, int]) -> Callable[[bytes, str], np.ndarray]:
     """Return a function that decodes as `tf_data_fast` does, no more than an image of that size needs."""
+
     def decode(data: bytes, path: str) -> np.ndarray:
         return decode_image(data, path, reduce=reduction(jpeg_size(data), image_size))
 

@@ -6,7 +6,7 @@ Called by the benchmark command.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from helpers.benchmark.advice import Advice
 from helpers.benchmark.rates import Limits
 from helpers.files import printable
-from helpers.measure import Measurement
+from helpers.measurement import Measurement
 from helpers.plots import memory_throughput_map, step_timeline
 
 __all__ = ["html_report"]
@@ -64,30 +64,30 @@ def html_report(
         code=code,
         interrupted=interrupted,
         rows=[_row(measurement) for measurement in measurements],
-        accelerator=one.accelerator or "none",
+        accelerator=one.training.accelerator or "none",
         rounds=rounds,
         figures=_figures(measurements, budget_mib),
         facts=_facts(limits),
         broken=[(printable(path), printable(reason)) for path, reason in limits.broken[:_MOST_BROKEN_LISTED]],
         broken_line=_broken_line(limits),
         machine=_machine(one),
-        date=one.date.replace("T", " ").replace("+00:00", " UTC"),
+        date=one.context.date.replace("T", " ").replace("+00:00", " UTC"),
     )
 
 
 def _row(one: Measurement) -> dict:
-    spread = "–"
-    if len(one.runs_images_per_s) > 1:
-        spread = f"{min(one.runs_images_per_s):,.0f} to {max(one.runs_images_per_s):,.0f}"
+    alone, training, spread = one.alone, one.training, "–"
+    if len(alone.runs_images_per_s) > 1:
+        spread = f"{min(alone.runs_images_per_s):,.0f} to {max(alone.runs_images_per_s):,.0f}"
     cells = [
         one.name,
-        _figure(one.images_per_s),
+        _figure(alone.images_per_s),
         spread,
-        _figure(one.first_epoch_images_per_s),
-        _figure(one.together_images_per_s),
-        _figure(one.utilisation_percent),
-        "–" if one.cores_busy is None else f"{one.cores_busy:.1f}",
-        _figure(one.peak_mib),
+        _figure(alone.first_epoch_images_per_s),
+        _figure(training.images_per_s),
+        _figure(training.utilisation_percent),
+        "–" if alone.cores_busy is None else f"{alone.cores_busy:.1f}",
+        _figure(one.memory.peak_mib),
     ]
     error = "" if one.error is None else f": {one.error}"
     return {"cells": cells, "outcome": printable(one.outcome + error)}
@@ -98,14 +98,14 @@ def _figure(value: float | None) -> str:
 
 
 def _figures(measurements: Sequence[Measurement], budget_mib: float) -> list[dict]:
-    ceilings = [one.ceiling_images_per_s for one in measurements if one.ceiling_images_per_s]
-    shown_budget_mib = budget_mib if budget_mib < 20 * max(one.peak_mib for one in measurements) else None
+    ceilings = [top for one in measurements if (top := one.training.ceiling_images_per_s)]
+    shown_budget_mib = budget_mib if budget_mib < 20 * max(one.memory.peak_mib for one in measurements) else None
     ceiling = sorted(ceilings)[len(ceilings) // 2] if ceilings else None
     drawn = memory_throughput_map(measurements, budget_mib=shown_budget_mib, ceiling_images_per_s=ceiling)
     figures = [
         {"svg": _svg(drawn), "caption": "Memory against throughput: up is faster, left is less memory."},
     ]
-    timed = [one for one in measurements if one.wait_ms]
+    timed = [one for one in measurements if one.training.wait_ms]
     if timed:
         figures.append({"svg": _svg(step_timeline(timed)), "caption": "The first training steps of each pipeline."})
     return figures
@@ -143,9 +143,9 @@ def _broken_line(limits: Limits) -> str:
 
 
 def _machine(one: Measurement) -> Iterable[tuple[str, str]]:
-    here: Mapping = one.machine
-    yield "CPU", f"{here['cpu']}, {here['cores']} cores used"
-    yield "memory", f"{here['memory_mib'] / 1024:,.0f} GiB"
-    yield "GPU", ", ".join(here["gpus"]) or "none"
-    yield "system", here["system"]
-    yield "versions", ", ".join(f"{package} {version}" for package, version in one.versions.items())
+    here = one.context.machine
+    yield "CPU", f"{here.cpu}, {here.cores} cores used"
+    yield "memory", f"{here.memory_mib / 1024:,.0f} GiB"
+    yield "GPU", ", ".join(here.gpus) or "none"
+    yield "system", here.system
+    yield "versions", ", ".join(f"{package} {version}" for package, version in one.context.versions.items())

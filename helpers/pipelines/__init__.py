@@ -1,7 +1,8 @@
 """The finished pipelines of the lessons, by name, in the course's order.
 
-The modules beside this file are generated from the notebooks' exported cells (``make export``); this list is written by
+The modules named like them are generated from the notebooks' exported cells (``make export``); this list is written by
 hand. A pipeline's framework is imported when it is first called, so that importing this package stays cheap.
+``python -m helpers.pipelines NAME`` prints one of them as a file that needs nothing of the course.
 """
 
 from __future__ import annotations

@@ -22,8 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{parser.prog} NAME > my_pipeline.py, and NAME is one of {', '.join(PIPELINES)}", file=sys.stderr)
         return ExitStatus.CANNOT
     try:
-        sys.stdout.buffer.write(take_home(name).encode())
-        sys.stdout.flush()
+        text = take_home(name)
+        with open(sys.stdout.fileno(), "wb", closefd=False) as output:  # UTF-8, whatever the terminal's encoding
+            output.write(text.encode())
     except (TakeHomeError, OSError) as error:
         print(error, file=sys.stderr)
         return ExitStatus.CANNOT

@@ -1,6 +1,6 @@
 """Pictures of lesson 09: the one whose style is learned, and those that are written.
 
-Called by `command`, `training`, the lesson and `data_scripts/make_styles.py`. A picture is uint8 RGB ``(height, width, 3)``.
+Called by `command`, `training`, lesson 09 and `make_styles.py`. A picture is uint8 RGB ``(height, width, 3)``.
 """
 
 from __future__ import annotations

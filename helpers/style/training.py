@@ -1,6 +1,6 @@
 """Train a style network so that nothing is lost: the same run, whether it was killed in between or not.
 
-Called by `command`, `trained` and lesson 09. The network, the losses and the feeding are those of lesson 09. A run is a folder:
+Called by `command`, `trained` and lesson 09, whose network, losses and feeding these are. A run is a folder:
 
     settings.yaml   what it was started with, its features resolved      style.png   the style picture, copied
     checkpoints/    the last two                                        logs/       for TensorBoard
@@ -47,8 +47,7 @@ def resolved_features(features: str) -> str:
     """Return which weights to take: ``auto`` means imagenet where Keras has the whole file already, else random."""
     if features != "auto":
         return features
-    keras_home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")  # as keras.utils.get_file takes it
-    cached = keras_home / "models" / _VGG_FILE
+    cached = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models" / _VGG_FILE
     is_whole = cached.is_file() and hashlib.md5(cached.read_bytes(), usedforsecurity=False).hexdigest() == _VGG_MD5
     return "imagenet" if is_whole else "random"
 
@@ -170,7 +169,7 @@ class _Run:
             epoch, skipped = epoch + 1, 0
 
     def _log(self, summaries, step: int, losses: dict[str, float], images: tf.Tensor | None) -> None:
-        """Note the losses and, from time to time, images of the batch that was just trained on, with their paintings."""
+        """Note the losses, and images of the batch that was just trained on with what the network makes of them."""
         with summaries.as_default(step=step):
             for name, value in losses.items():
                 tf.summary.scalar(f"loss/{name}", value)

@@ -16,8 +16,8 @@ from helpers.benchmark.other_loaders import LOADERS, Loader, epoch_order, instal
 from helpers.contract import check_pipeline
 from helpers.epochs import Epochs
 from helpers.folders import ImageFiles, course_images, find_images
-from helpers.measure import loaded
 from helpers.pipelines import PIPELINES
+from helpers.runs import loaded
 from helpers.sandbox import run
 
 ROOT = Path(__file__).resolve().parents[2]

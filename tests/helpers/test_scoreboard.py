@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from helpers import scoreboard
-from helpers.measure import Measurement, machine
+from helpers.files import locked
+from helpers.measurement import Alone, Context, Dataset, Machine, Measurement, MemoryUse, Training, machine
 from helpers.pipelines import PIPELINES
 
 

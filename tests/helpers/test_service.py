@@ -159,39 +159,40 @@ def test_unclear_commands_are_refused(arguments):
 def test_a_taken_port_is_refused(tmp_path, capsys):
     with socket.create_server(("", 0)) as taken:
         port = str(taken.getsockname()[1])
-        assert main(["dispatcher", "--port", port, "--work-dir", str(tmp_path / "journal")]) == 1
-        assert main(["worker", "--dispatcher", "localhost:1", "--address", f"localhost:{port}"]) == 1
+        assert main(["dispatcher", "--port", port, "--work-dir", str(tmp_path / "journal")]) == 2
+        assert main(["worker", "--dispatcher", "localhost:1", "--address", f"localhost:{port}"]) == 2
     assert capsys.readouterr().err.count(f"port {port}: another program listens on it") == 2
 
 
 def test_a_second_dispatcher_on_the_port_is_refused(servers, tmp_path, capsys):
     port = servers.dispatcher.partition(":")[2]
-    assert main(["dispatcher", "--port", port, "--work-dir", str(tmp_path)]) == 1
+    assert main(["dispatcher", "--port", port, "--work-dir", str(tmp_path)]) == 2
     assert f"port {port}" in capsys.readouterr().err
 
 
 def test_a_journal_that_cannot_be_written(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert main(["dispatcher", "--work-dir", str(tmp_path / "file" / "journal")]) == 1
+    assert main(["dispatcher", "--work-dir", str(tmp_path / "file" / "journal")]) == 2
     assert "--work-dir" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("address", ["worker-0", "worker-0:", "worker-0:many", ":5051", "worker-0:70000"])
 def test_an_address_needs_a_host_and_a_port(address, capsys):
-    assert main(["worker", "--dispatcher", "localhost:5050", "--address", address]) == 1
+    with pytest.raises(SystemExit, match="2"):
+        main(["worker", "--dispatcher", "localhost:5050", "--address", address])
     assert "give host:port" in capsys.readouterr().err
 
 
 def test_a_dispatcher_that_does_not_answer_is_waited_for_not_for_ever(capsys):
     nobody, address = free_addresses(2)
-    assert main(["worker", "--dispatcher", nobody, "--address", address, "--wait", "1"]) == 1
+    assert main(["worker", "--dispatcher", nobody, "--address", address, "--wait", "1"]) == 2
     assert f"no dispatcher at {nobody} within 1 s" in capsys.readouterr().err
 
 
 def test_another_tensorflow_is_refused(servers, capsys):
     (address,) = free_addresses(1)
     start = ["worker", "--dispatcher", servers.dispatcher, "--address", address]
-    assert main([*start, "--tensorflow", "1.0.0"]) == 1
+    assert main([*start, "--tensorflow", "1.0.0"]) == 2
     assert "not 1.0.0" in capsys.readouterr().err
 
 
@@ -211,7 +212,7 @@ def test_another_protocol_is_refused_by_tensorflow():
         done = run_command("worker", "--dispatcher", older, "--address", address)
     finally:
         server.stop(None)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "Version mismatch" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -256,7 +257,7 @@ def test_the_trainer_of_the_manifests(servers, trainer, image_folder, capsys):
 
 def test_the_trainer_does_not_wait_for_ever(servers, trainer, image_folder, capsys):
     start = ["--dispatcher", servers.dispatcher, "--images", str(image_folder)]
-    assert trainer.main([*start, "--workers", "9", "--wait", "1"]) == 1
+    assert trainer.main([*start, "--workers", "9", "--wait", "1"]) == 2
     assert "1 of 9 workers" in capsys.readouterr().err
 
 

@@ -501,14 +501,15 @@ def test_another_style_picture_needs_another_folder(capsys, trained, settings_fi
     [
         ("stile_weight=3", "did you mean style_weight?"),
         ("colour=red", "there are style_image"),
-        ("steps=0", "steps is 0"),
+        ("steps=0", "steps is '0'"),
         ("steps=2.5", "a whole number"),
         ("steps=true", "a whole number"),
         ("learning_rate=fast", "a number"),
         ("features=alexnet", "auto, imagenet, random"),
         ("steps", "name=value"),
-        ("style_image=3", "give a text"),
-        ("style_weight=.nan", "a number"),
+        ("style_image=", "give a text"),
+        ("style_weight=nan", "a number from 0 up"),
+        ("width=1000", "width is '1000': give a whole number from 1 to 512"),
     ],
 )
 def test_a_wrong_setting_is_told(capsys, settings_file, tmp_path, assignment, said):
@@ -519,7 +520,14 @@ def test_a_wrong_setting_is_told(capsys, settings_file, tmp_path, assignment, sa
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("", "no settings"), ("a: [", "no YAML"), ("style_image: x.png\nwidht: 3", "did you mean width?")],
+    [
+        ("", "no settings"),
+        ("a: [", "no YAML"),
+        ("style_image: x.png\nwidht: 3", "did you mean width?"),
+        ("style_image: 3", "style_image is 3: give a text"),
+        ("style_image: x.png\nsteps: true", "steps is True: give a whole number"),
+        ("style_image: x.png\nstyle_weight: .nan", "style_weight is nan: give a number from 0 up"),
+    ],
 )
 def test_a_wrong_settings_file_is_told_by_name(capsys, tmp_path, text, said):
     path = tmp_path / "wrong.yaml"
@@ -532,8 +540,8 @@ def test_a_wrong_settings_file_is_told_by_name(capsys, tmp_path, text, said):
 def test_settings_have_one_source(tmp_path):
     from helpers.style.settings import save_settings
 
-    settings = StyleSettings("picture.png", learning_rate="1e-3", steps=7)
-    assert settings.learning_rate == 0.001
+    settings = StyleSettings("ä/picture.png", learning_rate=0.002).changed(["learning_rate=1e-3", "steps = 7"])
+    assert (settings.learning_rate, settings.steps) == (0.001, 7)
     save_settings(settings, tmp_path / "kept.yaml")
     assert load_settings(tmp_path / "kept.yaml").changed([f"style_image={settings.style_image}"]) == settings
     with pytest.raises(FileNotFoundError, match="styles/ has examples"):

@@ -1,0 +1,231 @@
+"""What `measure` and `contract` run in their child processes: epochs alone, and beside an accelerator."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import gc
+import itertools
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+
+from helpers.accelerators import (
+    ceiling,
+    framework_gpu_peak_mib,
+    keras_backend,
+    keras_device,
+    resident_batch,
+    to_device,
+)
+from helpers.folders import ImageFiles
+from helpers.gpu import GpuSampler
+from helpers.measurement import Alone, Gpu, Training
+from helpers.pipelines import LazyPipeline
+from helpers.sandbox import memory, report
+
+__all__ = ["drain", "images_and_labels", "loaded", "renamed", "settled_mib", "several_epochs", "train"]
+
+_MAX_STEPS_KEPT = 200
+
+
+class Came(NamedTuple):
+    """How much came so far; the caller is told after each batch (ten microseconds): what comes next may be the end."""
+
+    batches: int
+    images: int
+    baseline_mib: float | None
+
+
+class Drained(NamedTuple):
+    """One epoch of the pipeline alone; `grown_mib` is memory above the start, at its last batch."""
+
+    came: Came
+    dtype: str | None
+    alone: Alone
+    grown_mib: float | None
+    highest_rss_mib: float | None
+
+
+def loaded(pipeline: Callable) -> Callable:
+    """Import what a pipeline of `helpers.pipelines` needs, so that it counts as baseline and not as pipeline."""
+    if isinstance(pipeline, functools.partial):
+        return functools.partial(loaded(pipeline.func), *pipeline.args, **pipeline.keywords)
+    return pipeline.load() if isinstance(pipeline, LazyPipeline) else pipeline
+
+
+def images_and_labels(batch: object) -> tuple[Any, Any]:
+    """Return the two arrays of a batch, or raise TypeError that says what came instead."""
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        raise TypeError(f"the pipeline yielded {_described(batch)}; a batch is a pair (images, labels)")
+    for part, what in zip(batch, ("images", "labels"), strict=True):
+        if not hasattr(part, "dtype") or not len(part.shape):
+            raise TypeError(f"the pipeline yielded {_described(part)} for {what}; a batch holds two arrays")
+    return tuple(batch)
+
+
+def _described(thing: object) -> str:
+    if hasattr(thing, "shape"):
+        return f"one {type(thing).__name__} of shape {tuple(thing.shape)}"
+    length = f" of {len(thing)}" if hasattr(thing, "__len__") else ""
+    return f"a {type(thing).__name__}{length}"
+
+
+def _checked(batch: object) -> tuple[Any, Any]:
+    images, labels = images_and_labels(batch)
+    if len(images) != len(labels):
+        raise ValueError(f"the pipeline yielded {len(images)} images with {len(labels)} labels")
+    return images, labels
+
+
+def drain(pipeline: Callable, files: ImageFiles, settings: dict, batches: int | None) -> Drained:
+    """Iterate one epoch and do nothing with it."""
+    pipeline = loaded(pipeline)
+    process = psutil.Process()
+    report(came := Came(0, 0, memory.current().held_mib))
+    cpu_before = _cpu_seconds(process)
+    start = time.perf_counter()
+    first_images, first_at, dtype = 0, start, None
+    grown_mib, pause_s = None, 0.0
+    iterator = iter(pipeline(files, **settings))  # kept, so that its end is not timed where it is stopped early
+    for batch in itertools.islice(iterator, batches):
+        images, _labels = _checked(batch)
+        if not came.batches:
+            first_at, first_images = time.perf_counter(), len(images)
+            dtype = getattr(images.dtype, "name", str(images.dtype))
+        report(came := Came(came.batches + 1, came.images + len(images), came.baseline_mib))
+        if _is_at_end(came.images, len(images), files):
+            del batch, images, _labels
+            paused_at, cpu_at = time.perf_counter(), _cpu_seconds(process)
+            grown_mib = settled_mib() - came.baseline_mib
+            pause_s += time.perf_counter() - paused_at
+            cpu_before += _cpu_seconds(process) - cpu_at
+    end = time.perf_counter() - pause_s
+    rest = came.images - first_images
+    alone = Alone(
+        # With one batch only there is no rest: then its own time is all there is.
+        images_per_s=rest / (end - first_at) if rest else first_images / (end - start),
+        first_batch_s=first_at - start,
+        first_epoch_images_per_s=came.images / (end - start),
+        cores_busy=(_cpu_seconds(process) - cpu_before) / (end - start),
+    )
+    return Drained(came, dtype, alone, grown_mib, memory.peak_rss_mib())
+
+
+def train(
+    pipeline: Callable, files: ImageFiles, settings: dict, batches: int | None, accelerator: object
+) -> tuple[Training, Gpu, str | None]:
+    """Feed one epoch to the accelerator, timing the wait and the work of each step; return Keras' backend too."""
+    batch_size = min(settings["batch_size"], len(files))
+    class_count = max(len(files.class_names), 1)
+    sizes = [batch_size] + ([len(files) % batch_size] if len(files) % batch_size else [])
+    step = accelerator.prepare(settings["image_size"], 3, class_count, sizes)
+    resident = to_device(*resident_batch(batch_size, settings["image_size"], 3, class_count), accelerator)
+    ceiling_images_per_s = ceiling(step, *resident)
+    pipeline = loaded(pipeline)
+    counts, waits_s, steps_s = [], [], []
+    with GpuSampler() as gpu:
+        iterator = iter(pipeline(files, **settings))
+        before = time.perf_counter()
+        for batch in itertools.islice(iterator, batches):
+            ready = time.perf_counter()
+            images, labels = _checked(batch)
+            step(images, labels)
+            done = time.perf_counter()
+            counts.append(len(labels))
+            waits_s.append(ready - before)
+            steps_s.append(done - ready)
+            before = time.perf_counter()
+    is_keras = accelerator.kind == "keras"
+    training = Training(
+        device=keras_device() if is_keras else None,
+        ceiling_images_per_s=ceiling_images_per_s,
+        wait_ms=_first_ms(waits_s),
+        compute_ms=_first_ms(steps_s),
+        **(_shares(counts, waits_s, steps_s) if counts else {}),
+    )
+    used = Gpu(
+        busy_percent=gpu.busy_percent,
+        sm_percent=gpu.sm_percent,
+        peak_mib=gpu.peak_mib,
+        framework_peak_mib=framework_gpu_peak_mib() if is_keras else None,
+    )
+    return training, used, keras_backend() if is_keras else None
+
+
+def _shares(counts: list[int], waits_s: list[float], steps_s: list[float]) -> dict[str, float]:
+    """Return images/s, utilisation and percentiles of the wait; the first step is left out where there are more."""
+    skip = 1 if len(counts) > 1 else 0
+    total_s = sum(waits_s[skip:]) + sum(steps_s[skip:])
+    percentiles = np.percentile(1000 * np.array(waits_s[skip:]), [50, 95, 100]).tolist()
+    return {
+        "images_per_s": sum(counts[skip:]) / total_s,
+        "utilisation_percent": 100 * sum(steps_s[skip:]) / total_s,
+        **dict(zip(("wait_ms_p50", "wait_ms_p95", "wait_ms_max"), percentiles, strict=True)),
+    }
+
+
+def _first_ms(times_s: list[float]) -> tuple[float, ...]:
+    return tuple(round(1000 * seconds, 3) for seconds in times_s[:_MAX_STEPS_KEPT])
+
+
+def _is_at_end(images_done: int, batch_size: int, files: ImageFiles) -> bool:
+    """Tell whether this may be the last batch: the last whole one is, where a pipeline leaves the rest out."""
+    return images_done > len(files) - batch_size
+
+
+def several_epochs(pipeline: Callable, files: ImageFiles, settings: dict, epochs: int) -> tuple:
+    """Iterate; return the memory above the start at the last batch of the first epoch, and that held after each."""
+    pipeline = loaded(pipeline)
+    baseline_mib = memory.current().held_mib
+    built = pipeline(files, **settings)
+    held_mib, grown_mib = [], None
+    for epoch in range(epochs):
+        images_done = 0
+        for batch in built:
+            images_done += len(batch[0])
+            if epoch == 0 and _is_at_end(images_done, len(batch[0]), files):
+                del batch
+                grown_mib = settled_mib() - baseline_mib
+        held_mib.append(settled_mib())
+    return grown_mib, held_mib
+
+
+def settled_mib() -> float:
+    """Return the memory that this process and its children hold once all that is free is given back, in MiB."""
+    gc.collect()
+    if sys.platform == "linux" and hasattr(c_library := ctypes.CDLL(None), "malloc_trim"):
+        c_library.malloc_trim(0)  # glibc keeps freed memory for later; musl has no such call
+    return memory.current().held_mib
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    """Return the CPU time of a process and its children, in seconds; of those that ended, only the waited for."""
+    times = process.cpu_times()
+    total = times.user + times.system + times.children_user + times.children_system
+    for child in process.children(recursive=True):
+        try:
+            times = child.cpu_times()
+        except psutil.Error:
+            continue
+        total += times.user + times.system
+    return total
+
+
+def renamed(files: ImageFiles, times: int, folder: str) -> ImageFiles:
+    """Give each file so many names in a folder: a pipeline that keeps images by name must not find an old one again."""
+    paths = []
+    for copy in range(times):
+        for number, path in enumerate(files.paths):
+            paths.append(os.path.join(folder, f"{times}-{copy:02d}-{number:06d}{os.path.splitext(path)[1]}"))
+            try:
+                os.symlink(os.path.abspath(path), paths[-1])
+            except OSError:  # a system that allows no links
+                shutil.copyfile(path, paths[-1])
+    return ImageFiles(tuple(paths), np.tile(files.labels, times), files.class_names)
