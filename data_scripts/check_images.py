@@ -12,13 +12,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from inspection import KINDS, Inspection, inspect_folder, put_back, quarantine, save
+from inspection import KINDS, Inspection, inspect_folder, save
+from quarantine import put_back, quarantine
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from helpers.files import printable
+from helpers.files import ExitStatus, printable
 
 _MOST_SHOWN = {"error": 10, "warning": 3, "note": 1}  # of each kind
 # Which of two labels is the right one, only the user knows: those files stay unless they are asked for.
@@ -26,7 +27,7 @@ _UNUSABLE = tuple(kind for kind, (severity, _) in KINDS.items() if severity == "
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Look, tell and move; return 0, 1 where errors were found, 2 for what cannot be done, 130 for an interruption."""
+    """Look, tell and move; return an `ExitStatus`, or 130 for an interruption."""
     options = _parse(arguments)
     try:
         if options.undo:
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except (ValueError, OSError, RuntimeError) as error:
         print(f"check_images.py: {printable(str(error))}", file=sys.stderr)
-        return 2
+        return ExitStatus.CANNOT
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -81,7 +82,7 @@ def _kinds(text: str) -> tuple[str, ...]:
     return kinds
 
 
-def _check(options: argparse.Namespace) -> int:
+def _check(options: argparse.Namespace) -> ExitStatus:
     with tqdm(unit="image", ncols=90, disable=None) as bar:
 
         def expect(total: int) -> None:
@@ -102,7 +103,7 @@ def _check(options: argparse.Namespace) -> int:
     if options.quarantine:
         moved = quarantine(inspection, options.quarantine, options.kinds)
         print(f"{moved:,} files moved to {options.quarantine}; --undo {options.quarantine} moves them back")
-    return 1 if inspection.of("error") else 0
+    return ExitStatus.FOUND if inspection.of("error") else ExitStatus.FINE
 
 
 def _show(inspection: Inspection, console: Console) -> None:
@@ -127,12 +128,12 @@ def _show(inspection: Inspection, console: Console) -> None:
     )
 
 
-def _undo(folder: Path) -> int:
+def _undo(folder: Path) -> ExitStatus:
     moved, faults = put_back(folder)
     for fault in faults:
         print(printable(fault), file=sys.stderr)
     print(f"{moved:,} files moved back")
-    return 1 if faults else 0
+    return ExitStatus.FOUND if faults else ExitStatus.FINE
 
 
 if __name__ == "__main__":

@@ -7,12 +7,10 @@ course's pipelines, in a watched child process: a file that crashes a decoder, h
 from __future__ import annotations
 
 import errno
-import filecmp
 import hashlib
 import io
 import json
 import os
-import shutil
 import stat
 import tempfile
 import threading
@@ -21,21 +19,19 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-from filelock import FileLock, Timeout
 from PIL import Image
 
-from helpers.files import usable_cores
+from helpers.files import usable_cores, write_whole
 from helpers.folders import IMAGE_SUFFIXES
 from helpers.images import decode_image
 from helpers.sandbox import report, run
 
-__all__ = ["KINDS", "Finding", "Inspection", "inspect_folder", "put_back", "quarantine", "save"]
+__all__ = ["KINDS", "Finding", "Inspection", "inspect_folder", "save"]
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 KINDS = {
@@ -63,7 +59,6 @@ _DISAGREE_LEVELS = 6.0  # mean difference, of 255; two correct JPEG decoders dif
 _ORIENTATION = 0x0112
 _SILENCE_S = 60.0  # without a finished file, a decoder hangs
 _CHUNK_TIMEOUT_S = 24 * 3600.0
-_LOG = "quarantine.jsonl"
 
 
 @dataclass(frozen=True)
@@ -127,14 +122,8 @@ class Inspection:
 
 
 def save(inspection: Inspection, path: str | os.PathLike) -> None:
-    """Write what was found to a file, as JSON; it is there as a whole, or as it was before.
-
-    Raises
-    ------
-    OSError
-        If it could not be written, for example because the disk is full.
-    """
-    _write_whole(Path(path), inspection.to_json().encode())
+    """Write what was found to a file, as JSON."""
+    write_whole(path, inspection.to_json())
 
 
 # ---- looking ---------------------------------------------------------------------------------------------------------
@@ -396,10 +385,8 @@ def _pixel_findings(data: bytes, path: str) -> list[tuple[str, str]]:
         theirs = tf.io.decode_image(data, channels=3, expand_animations=False).numpy()
     except tf.errors.OpError as error:
         text = " ".join(error.message.split("}} ")[-1].split(" [Op:")[0].split())
-        cut = (
-            "truncated" if any(word in text.lower() for word in ("premature", "truncated", "end of")) else "undecodable"
-        )
-        return [(cut, f"OpenCV decodes it, TensorFlow does not: {text[:80]}")]
+        is_cut = any(word in text.lower() for word in ("premature", "truncated", "end of"))
+        return [("truncated" if is_cut else "undecodable", f"OpenCV decodes it, TensorFlow does not: {text[:80]}")]
     if ours.shape != theirs.shape:
         return [("decoders disagree", f"OpenCV {ours.shape[:2]}, TensorFlow {theirs.shape[:2]} (height, width)")]
     step = max(1, int((ours.shape[0] * ours.shape[1] / 100_000) ** 0.5))
@@ -421,176 +408,3 @@ def _duplicates(hashes: dict[str, str]) -> Iterator[Finding]:
 
 def _class_of(path: str) -> str:
     return path.partition(os.sep)[0] if os.sep in path else ""
-
-
-# ---- moving ----------------------------------------------------------------------------------------------------------
-
-
-def quarantine(inspection: Inspection, to: str | os.PathLike, kinds: Sequence[str]) -> int:
-    """Move files out of the folder, each to the same place below another one; nothing is ever deleted or overwritten.
-
-    What moves is noted first, in a file that `put_back` reads, so that a move that was interrupted can be undone too.
-
-    Parameters
-    ----------
-    kinds : sequence of str
-        Of findings whose files move.
-
-    Returns
-    -------
-    int
-        How many moved.
-
-    Raises
-    ------
-    OSError
-        If a file cannot be moved, or another run is moving files there. What has moved, stays.
-    """
-    to = Path(to)
-    to.mkdir(parents=True, exist_ok=True)
-    wanted = {one.path: one for one in reversed(inspection.findings) if one.kind in kinds and one.kind != "few images"}
-    there = {inspection.folder / path: finding for path, finding in sorted(wanted.items())}
-    with _held(to):
-        there = {source: finding for source, finding in there.items() if os.path.lexists(source)}
-        _finish_moves(to / _LOG)
-        for source, finding in there.items():
-            if os.path.lexists(source):
-                target = _free(to / finding.path)
-                entry = {"from": str(source.absolute()), "to": str(target.absolute()), "why": finding.kind}
-                _append(to / _LOG, json.dumps(entry).encode() + b"\n")
-                _move(source, target)
-    return len(there)
-
-
-def put_back(folder: str | os.PathLike) -> tuple[int, list[str]]:
-    """Move everything out of a quarantine, back to where it was.
-
-    Returns
-    -------
-    int, list of str
-        How many moved, and what could not, with the reason.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder is no quarantine.
-    OSError
-        If a file cannot be moved, or another run is moving files there. What has moved, stays.
-    """
-    log = Path(folder) / _LOG
-    if not log.exists():
-        raise FileNotFoundError(f"{folder}: no quarantine ({_LOG} is missing)")
-    moved, faults, left = 0, [], []
-    with _held(log.parent):
-        for line, target, source in _entries(log):
-            if not os.path.lexists(source):
-                continue  # put back already, or it has never moved
-            if not os.path.lexists(target):
-                _move(source, target)
-            elif _is_copy(source, target):
-                source.unlink()  # moved to another disk, and interrupted at the very end
-            else:
-                faults.append(f"{target}: there is another file now; {source} stays")
-                left.append(line)
-                continue
-            moved += 1
-        if left:
-            _write_whole(log, b"".join(left))
-        else:
-            log.unlink()
-    return moved, faults
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Keep other runs from moving files into this folder or out of it."""
-    try:
-        lock = FileLock(folder / ".lock").acquire(timeout=0)
-    except Timeout:
-        raise OSError(f"{folder}: another run is moving files there; wait for it, or stop it") from None
-    with lock:
-        yield
-
-
-def _entries(log: Path) -> Iterator[tuple[bytes, Path, Path]]:
-    """Yield each line of a quarantine's log, where the file was, and where it is; leave out a torn line."""
-    for line in log.read_bytes().splitlines(keepends=True):
-        try:
-            entry = json.loads(line)
-            yield line, Path(entry["from"]), Path(entry["to"])
-        except (ValueError, KeyError, TypeError):
-            continue  # torn when the quarantine was interrupted: that file has not moved
-
-
-def _finish_moves(log: Path) -> None:
-    """Finish what an interrupted run began, and take out of its log what never moved."""
-    if not log.exists():
-        return
-    kept = b""
-    for line, source, target in _entries(log):
-        if os.path.lexists(target):
-            kept += line
-            if os.path.lexists(source) and _is_copy(source, target):
-                source.unlink()  # moved to another disk, and interrupted at the very end
-    if kept != log.read_bytes():
-        _write_whole(log, kept)
-
-
-def _is_copy(one: Path, other: Path) -> bool:
-    if one.is_symlink() or other.is_symlink():
-        return one.is_symlink() and other.is_symlink() and os.readlink(one) == os.readlink(other)
-    return one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False)
-
-
-def _append(path: Path, line: bytes) -> None:
-    with _naming(path), open(path, "ab") as file:
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that its name never stands for half of it; what a killed run left is written over."""
-    unfinished = path.with_name(f".{path.name}.part")
-    try:
-        with _naming(path):
-            unfinished.write_bytes(content)
-            os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Add the file to an error that does not say which: a full disk."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or os.fspath(path)
-        raise
-
-
-def _free(path: Path) -> Path:
-    """Return a path that does not exist yet."""
-    candidate, number = path, 1
-    while os.path.lexists(candidate):
-        number += 1
-        candidate = path.with_name(f"{path.stem} ({number}){path.suffix}")
-    return candidate
-
-
-def _move(source: Path, target: Path) -> None:
-    """Move a file, also to another disk; at any moment it is whole in one of the two places."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        source.rename(target)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        unfinished = target.with_name(f".{target.name}.part")
-        try:
-            shutil.copy2(source, unfinished, follow_symlinks=False)
-            unfinished.rename(target)
-        finally:
-            unfinished.unlink(missing_ok=True)
-        source.unlink()

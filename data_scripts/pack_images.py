@@ -12,6 +12,7 @@ compares their shards with the hashes and packs what is missing. All must see FO
 
 The format is described in `helpers/packed.py`; numpy alone reads it.
 
+Exit status: 0; 1 where --verify finds a fault; 2 for what cannot be done, such as a broken image or a full disk.
 In sizes, 1 MB is 1,000,000 bytes, as disks are sold.
 """
 
@@ -22,13 +23,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from helpers.files import ExitStatus, printable
 from helpers.folders import find_images
 from helpers.packed import Packed
 from helpers.packing import KINDS, ROWS_PER_SHARD, pack
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Pack or verify; return 0, 1 for what went wrong, 130 for an interruption."""
+    """Pack or verify; return an `ExitStatus`, or 130 for an interruption."""
     options = _parse(arguments)
     try:
         return _verify(options.verify) if options.verify else _pack(options)
@@ -36,8 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("\npack_images.py: stopped; the same command goes on", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
-        print(f"pack_images.py: {error}", file=sys.stderr)
-        return 1
+        print(f"pack_images.py: {printable(str(error))}", file=sys.stderr)
+        return ExitStatus.CANNOT
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -80,7 +82,7 @@ def _files_of(part: tuple[int, int], files: int, rows_per_shard: int) -> int:
     return sum(min(rows_per_shard, files - start) for start in starts)
 
 
-def _pack(options: argparse.Namespace) -> int:
+def _pack(options: argparse.Namespace) -> ExitStatus:
     files = find_images(options.folder)
     count = _files_of(options.shard or (1, 1), len(files), options.rows_per_shard)
     height, width = options.size
@@ -106,21 +108,21 @@ def _pack(options: argparse.Namespace) -> int:
         number, parts = options.shard
         print(f"part {number} of {parts}: {count:,} images, {time.monotonic() - started:.1f} s;", end=" ")
         print("when all parts have ended, the same command without --shard joins them")
-        return 0
+        return ExitStatus.FINE
     for path, reason in packed.skipped:
         print(f"left out: {reason if path in reason else f'{path}: {reason}'}")
     size_mb = sum(shard["bytes"] for shard in packed.settings["shards"]) / 1e6
     seconds = time.monotonic() - started
     print(f"{len(packed):,} packed, {len(packed.skipped):,} left out: {size_mb:,.1f} MB, {seconds:.1f} s")
-    return 0
+    return ExitStatus.FINE
 
 
-def _verify(folder: Path) -> int:
+def _verify(folder: Path) -> ExitStatus:
     packed = Packed(folder)
     faults = list(packed.faults())
     print(*faults, sep="\n", end="\n" if faults else "")
     print(f"{folder}: {len(packed):,} rows, {len(faults)} faults")
-    return 1 if faults else 0
+    return ExitStatus.FOUND if faults else ExitStatus.FINE
 
 
 if __name__ == "__main__":

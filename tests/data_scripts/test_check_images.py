@@ -22,9 +22,11 @@ import inspection as module
 import numpy as np
 import psutil
 import pytest
+import quarantine as moving
 from conftest import draw_image, write_images
-from inspection import Finding, inspect_folder, put_back, quarantine
+from inspection import Finding, inspect_folder
 from PIL import Image
+from quarantine import put_back, quarantine
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "data_scripts" / "check_images.py"
@@ -263,7 +265,7 @@ def test_another_disk(looking_here, small, tmp_path, monkeypatch):
 def test_a_quarantine_that_is_interrupted_can_be_undone(looking_here, small, tmp_path, monkeypatch):
     before = tree(small)
     found = inspect_folder(small, min_per_class=1)
-    real, calls = module._move, []
+    real, calls = moving._move, []
 
     def move(source, target):
         calls.append(source)
@@ -271,7 +273,7 @@ def test_a_quarantine_that_is_interrupted_can_be_undone(looking_here, small, tmp
             raise OSError(28, "No space left on device")
         real(source, target)
 
-    monkeypatch.setattr(module, "_move", move)
+    monkeypatch.setattr(moving, "_move", move)
     with pytest.raises(OSError, match="No space"):
         quarantine(found, tmp_path / "away", ["empty"])
     monkeypatch.undo()

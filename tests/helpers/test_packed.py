@@ -341,7 +341,7 @@ def test_the_script_packs_and_verifies(copies, tmp_path):
 def test_the_script_names_what_is_wrong_in_one_line(copies, tmp_path):
     truncate(copies.paths[4])
     code, _, errors = finished(script(tmp_path / "images", "--to", tmp_path / "pack", "--size", 24))
-    assert code == 1 and "004.jpg: truncated JPEG" in errors and "Traceback" not in errors
+    assert code == 2 and "004.jpg: truncated JPEG" in errors and "Traceback" not in errors
     code, output, _ = finished(
         script(tmp_path / "images", "--to", tmp_path / "pack", "--size", 24, "--on-error", "skip")
     )
