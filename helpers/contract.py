@@ -24,9 +24,9 @@ import psutil
 
 from helpers.accelerators import name_of
 from helpers.folders import ImageFiles
-from helpers.images import read_image
 from helpers.measurement import mib_per_1000_files
 from helpers.packing import default_packs_in
+from helpers.recognition import Reference, can_be_recognised
 from helpers.runs import images_and_labels, loaded, renamed, settled_mib
 from helpers.sandbox import ChildResult, Outcome, memory, run
 
@@ -54,7 +54,6 @@ _FAR_OVER = 2.5  # times a limit; worker processes that come and go do not reach
 _EARLY_STOPS = 6
 _SETTLE_S = 2.0
 _TIMEOUT_S = 180
-_THUMBNAIL = 12
 _LONGEST_ERROR = 300
 
 
@@ -134,7 +133,7 @@ def check_pipeline(
         If there are too few different files, or one of them cannot be read.
     """
     files = files.take(min(_FILES, len(files)))
-    reference = _Reference(files)
+    reference = Reference(files, _IMAGE_SIZE)
     if (different := len(set(reference.same))) < _FEWEST_FILES:
         raise ValueError(
             f"{different} different images are too few to tell one order from another: give at least {_FEWEST_FILES}"
@@ -145,7 +144,7 @@ def check_pipeline(
 
 
 def _promises(
-    pipeline: Callable, files: ImageFiles, reference: _Reference, tolerance: float, timeout: float
+    pipeline: Callable, files: ImageFiles, reference: Reference, tolerance: float, timeout: float
 ) -> tuple[Promise, ...]:
     content = run(_content, pipeline, files, reference, tolerance, timeout=timeout)
     if content.outcome == Outcome.HUNG:
@@ -173,7 +172,7 @@ def _unfinished(result: ChildResult) -> str:
 # ---- promises 1 to 4: what comes ------------------------------------------------------------------------------------
 
 
-def _content(pipeline: Callable, files: ImageFiles, reference: _Reference, tolerance: float) -> dict:
+def _content(pipeline: Callable, files: ImageFiles, reference: Reference, tolerance: float) -> dict:
     """Collect epochs as lists of (file number, label) and all that is wrong with the arrays."""
     pipeline = loaded(pipeline)
     wrong: list[str] = []
@@ -187,7 +186,7 @@ def _content(pipeline: Callable, files: ImageFiles, reference: _Reference, toler
             short_batch = len(images) if len(images) < _BATCH_SIZE else None
             if fault := _array_fault(images, labels):
                 wrong.append(fault)
-                if not _can_be_recognised(images) or labels.ndim != 1:
+                if not can_be_recognised(images) or labels.ndim != 1:
                     raise ValueError(fault)
             numbers, faults = reference.identify(images, tolerance)
             wrong.extend(faults)
@@ -225,56 +224,7 @@ def _array_fault(images: np.ndarray, labels: np.ndarray) -> str | None:
     return None
 
 
-def _can_be_recognised(images: np.ndarray) -> bool:
-    return images.ndim == 4 and images.shape[3] == 3 and min(images.shape[1:3]) >= _THUMBNAIL
-
-
-class _Reference:
-    """Recognises which file an image came from by its pixels."""
-
-    def __init__(self, files: ImageFiles):
-        self.images = np.stack([read_image(path, image_size=_IMAGE_SIZE) for path in files.paths])
-        self.thumbnails = _thumbnails(self.images)
-        # Files with the same pixels cannot be told apart: all count as the first of them.
-        first: dict[bytes, int] = {}
-        self.same = [first.setdefault(image.tobytes(), number) for number, image in enumerate(self.images)]
-
-    def identify(self, images: np.ndarray, tolerance: float) -> tuple[list[int], list[str]]:
-        """Return the number of the nearest file for each image, and what is wrong with its pixels."""
-        numbers, faults = [], []
-        images = _as_levels(images)
-        for image, thumbnail in zip(images, _thumbnails(images), strict=True):
-            as_is = np.abs(self.thumbnails - thumbnail).mean(axis=(1, 2, 3))
-            swapped = np.abs(self.thumbnails - thumbnail[:, :, ::-1]).mean(axis=(1, 2, 3))
-            number = int(np.minimum(as_is, swapped).argmin())
-            numbers.append(self.same[number])
-            if image.shape != self.images[number].shape:
-                continue  # told by `_array_fault`
-            reference = self.images[number].astype(np.float32)
-            difference = np.abs(image - reference).mean()
-            if not difference <= tolerance:
-                reversed_difference = np.abs(image[:, :, ::-1] - reference).mean()
-                hint = ": the channels are BGR, not RGB" if reversed_difference < min(tolerance, difference) else ""
-                faults.append(f"pixels {difference:.1f} levels of 255 from the reference, {tolerance:g} allowed{hint}")
-        return numbers, faults
-
-
-def _as_levels(images: np.ndarray) -> np.ndarray:
-    """Bring images that were scaled to [0, 1] or [-1, 1] back to levels of 255, so that they can be recognised."""
-    levels = images.astype(np.float32)
-    if images.dtype.kind != "f" or not len(images) or images.max() > 1:
-        return levels
-    return levels * 255 if images.min() >= 0 else (levels + 1) * 127.5
-
-
-def _thumbnails(images: np.ndarray) -> np.ndarray:
-    height, width = (size // _THUMBNAIL * _THUMBNAIL for size in images.shape[1:3])
-    blocks = images[:, :height, :width].astype(np.float32)
-    blocks = blocks.reshape(len(images), _THUMBNAIL, height // _THUMBNAIL, _THUMBNAIL, width // _THUMBNAIL, 3)
-    return blocks.mean(axis=(2, 4))
-
-
-def _judge_content(content: ChildResult, stops: ChildResult, reference: _Reference, files: ImageFiles) -> list[Promise]:
+def _judge_content(content: ChildResult, stops: ChildResult, reference: Reference, files: ImageFiles) -> list[Promise]:
     if content.outcome != Outcome.FINISHED:
         found = _unfinished(content)
         return [Promise(number, False, found) for number in (1, 2, 3, 4)]
@@ -301,7 +251,7 @@ def _judge_content(content: ChildResult, stops: ChildResult, reference: _Referen
     ]
 
 
-def _judge_order(value: dict, stops: ChildResult, reference: _Reference) -> Promise:
+def _judge_order(value: dict, stops: ChildResult, reference: Reference) -> Promise:
     orders = {name: [number for number, _ in seen] for name, seen in value.items() if name != "wrong"}
     faults = []
     if orders["first"] == orders["second"]:
@@ -311,8 +261,9 @@ def _judge_order(value: dict, stops: ChildResult, reference: _Reference) -> Prom
     if orders["first"] == orders["other seed"]:
         faults.append("another seed gave the same order")
     for name in ("unshuffled", "second unshuffled"):
-        in_file_order = [number for number in reference.same if number in set(orders[name])]
-        if _without_repeats(orders[name]) != _without_repeats(in_file_order):
+        # Each file once: promise 1 says already that one came twice.
+        given = list(dict.fromkeys(orders[name]))
+        if given != [number for number in dict.fromkeys(reference.same) if number in given]:
             faults.append(f"shuffle=False does not keep the files' order ({name} epoch)")
             break
     if stops.outcome == Outcome.FINISHED and stops.value["order"] != orders["first"]:
@@ -320,15 +271,10 @@ def _judge_order(value: dict, stops: ChildResult, reference: _Reference) -> Prom
     return Promise(3, not faults, "; ".join(faults))
 
 
-def _without_repeats(order: list[int]) -> list[int]:
-    """Leave out what promise 1 tells already, so that a file given twice does not break promise 3 too."""
-    return list(dict.fromkeys(order))
-
-
 # ---- promise 5: what stays -------------------------------------------------------------------------------------------
 
 
-def _early_stops(pipeline: Callable, files: ImageFiles, reference: _Reference) -> dict:
+def _early_stops(pipeline: Callable, files: ImageFiles, reference: Reference) -> dict:
     """Stop early again and again; count threads, processes and open files before and after."""
     pipeline = loaded(pipeline)
 
@@ -361,12 +307,12 @@ def _count_images(batches: Iterable) -> int:
     return sum(len(images_and_labels(batch)[0]) for batch in batches)
 
 
-def _order(batches: Iterable, reference: _Reference) -> list[int]:
+def _order(batches: Iterable, reference: Reference) -> list[int]:
     """Return the file numbers of an epoch; those of images that cannot be recognised are left out."""
     order = []
     for batch in batches:
         images = np.asarray(images_and_labels(batch)[0])
-        if _can_be_recognised(images):
+        if can_be_recognised(images):
             order += reference.identify(images, np.inf)[0]
     return order
 
@@ -456,14 +402,13 @@ def _judge_memory(pipeline: Callable, files: ImageFiles, timeout: float) -> Prom
         )
         with tempfile.TemporaryDirectory(prefix="contract-") as folder:
             more = cache(lambda times: renamed(files, times, tempfile.mkdtemp(dir=folder)))
-
-            def further_out() -> float:
-                return _growth_per_1000(
-                    held(more(_MANY), 1), held(more(_VERY_MANY), 1), (_VERY_MANY - _MANY) * len(files)
-                )
-
+            rest = (_VERY_MANY - _MANY) * len(files)
             per_1000 = _growth_per_1000(few, held(more(_MANY), 1), (_MANY - 1) * len(files))
-            per_1000 = _confirmed(per_1000, _FILES_GROWTH_MIB_PER_1000, further_out)
+            per_1000 = _confirmed(
+                per_1000,
+                _FILES_GROWTH_MIB_PER_1000,
+                lambda: _growth_per_1000(held(more(_MANY), 1), held(more(_VERY_MANY), 1), rest),
+            )
     except _DidNotFinish as unfinished:
         return Promise(6, False, str(unfinished))
     faults = []
@@ -509,7 +454,11 @@ def _growth_per_1000(few: ChildResult, many: ChildResult, files_more: int) -> fl
 
 
 def _judge_broken(pipeline: Callable, files: ImageFiles, timeout: float) -> Promise:
-    damages = {"truncated": _truncate, "empty": _empty, "not an image": _replace}
+    damages = {
+        "truncated": lambda path: os.truncate(path, os.path.getsize(path) // 2),
+        "empty": lambda path: os.truncate(path, 0),
+        "not an image": lambda path: Path(path).write_bytes(b"<html>404 Not Found</html>" * 100),
+    }
     with tempfile.TemporaryDirectory(prefix="contract-") as folder:
         cases = {}
         for kind, damage in damages.items():
@@ -547,21 +496,6 @@ def _broken_fault(pipeline: Callable, files: ImageFiles, broken: str) -> str | N
 
 
 def _copy_files(files: ImageFiles, folder: Path, kind: str) -> ImageFiles:
-    copies = []
-    for number, path in enumerate(files.paths):
-        copy = folder / f"{kind.replace(' ', '-')}-{number:04d}{Path(path).suffix}"
-        shutil.copyfile(path, copy)
-        copies.append(str(copy))
+    names = [f"{kind.replace(' ', '-')}-{number:04d}{Path(path).suffix}" for number, path in enumerate(files.paths)]
+    copies = [str(shutil.copyfile(path, folder / name)) for path, name in zip(files.paths, names, strict=True)]
     return ImageFiles(tuple(copies), files.labels, files.class_names)
-
-
-def _truncate(path: str) -> None:
-    os.truncate(path, os.path.getsize(path) // 2)
-
-
-def _empty(path: str) -> None:
-    os.truncate(path, 0)
-
-
-def _replace(path: str) -> None:
-    Path(path).write_bytes(b"<html>404 Not Found</html>" * 100)

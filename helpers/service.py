@@ -94,13 +94,7 @@ def answers(worker: str, *, timeout_s: float = PROBE_S) -> bool:
 
 
 def silent_workers(dispatcher: str, *, timeout_s: float = PROBE_S) -> list[str]:
-    """Return the addresses of the workers that a dispatcher knows and that do not answer in time.
-
-    Raises
-    ------
-    ServiceError
-        If the dispatcher itself does not answer.
-    """
+    """Return the workers that do not answer, of those that a dispatcher knows; it raises as `registered_workers`."""
     known = registered_workers(dispatcher, timeout_s=timeout_s)
     return [worker for worker in known if not answers(worker, timeout_s=timeout_s)]
 

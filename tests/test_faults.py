@@ -34,7 +34,7 @@ from inspection import Finding, Inspection
 from quarantine import _held, put_back, quarantine
 
 from helpers import scoreboard
-from helpers.measure import Measurement
+from helpers.measurement import Measurement
 
 ROOT = Path(__file__).resolve().parents[1]
 FAULTS = ROOT / "tests" / "fixtures" / "faults"
@@ -664,7 +664,8 @@ def test_a_clock_that_jumps_spoils_no_figure(place, tmp_path):
     assert done.returncode == 0, done.stderr
     found = Measurement.from_json(done.stdout)
     assert (found.outcome, found.images_done) == ("finished", found.batches_done * 2), found.error
-    figures = (found.first_batch_s, found.images_per_s, found.first_epoch_images_per_s, found.together_images_per_s)
+    alone = found.alone
+    figures = (alone.first_batch_s, alone.images_per_s, alone.first_epoch_images_per_s, found.training.images_per_s)
     assert all(figure is None or 0 < figure < 1e9 for figure in figures)
-    times_s = [at for at, _ in found.memory_timeline]
+    times_s = [at for at, _ in found.memory.timeline]
     assert times_s == sorted(times_s) and times_s[0] >= 0 and times_s[-1] < 200

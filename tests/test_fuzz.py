@@ -31,7 +31,7 @@ from helpers import scoreboard
 from helpers.files import printable
 from helpers.folders import IMAGE_SUFFIXES, find_images, find_labelled_images
 from helpers.images import decode_image
-from helpers.measure import Measurement
+from helpers.measurement import Measurement
 from helpers.packed import Packed
 from helpers.packing import pack
 from helpers.sandbox import report, run
@@ -209,8 +209,8 @@ def lines(draw):
 
 @settings_for(150)
 @given(st.lists(lines(), max_size=4))
-@example([line_with(images_per_s=10**400)])  # no float is as large
-@example([line_with(machine={"memory_mib": 10**400, "cores": 10**400})])
+@example([line_with(alone={"images_per_s": 10**400})])  # no float is as large
+@example([line_with(context={"machine": {"memory_mib": 10**400, "cores": 10**400}})])
 @example([b"[" * 10_000, b'{"name": NaN}', b"1" * 5000])
 def test_a_scoreboard_with_other_lines(others):
     others = [line.replace(b"\n", b" ").replace(b"\r", b" ") for line in others]

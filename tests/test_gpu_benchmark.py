@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from msgspec.structs import replace
 from test_accelerators import FAKE_NVML
 
 from helpers.accelerators import EmulatedAccelerator
-from helpers.measure import Measurement
+from helpers.measurement import Measurement
+from helpers.sandbox import Outcome
 from helpers.scoreboard import load
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,9 +74,9 @@ def test_a_gpus_own_figures_and_name_come_into_the_rows(first, with_driver):
     (results,) = folder.glob("*.jsonl")
     assert "fake-gpu-0" in results.name
     (row,) = load(results)
-    assert (row.gpu_busy_percent, row.gpu_sm_percent) == (40, 62.5)
-    assert row.machine["gpus"] == ["Fake GPU 0", "Fake GPU 1"]
-    assert row.framework_gpu_peak_mib is None  # Keras computed on the CPU
+    assert (row.gpu.busy_percent, row.gpu.sm_percent) == (40, 62.5)
+    assert row.context.machine.gpus == ("Fake GPU 0", "Fake GPU 1")
+    assert row.gpu.framework_peak_mib is None  # Keras computed on the CPU
     assert "40 %" in done.stdout
     assert "62 %" in done.stdout
 
@@ -85,9 +87,9 @@ def test_runs_are_kept_and_not_made_twice(first, with_driver, tmp_path):
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     (results,) = tmp_path.glob("*.jsonl")
     (row,) = load(results)
-    assert (row.name, row.accelerator, row.batch_size, row.files) == ("generator", "small_cnn", 8, 24)
-    assert len(row.runs_together_images_per_s) == 2
-    assert row.together_images_per_s == min(row.runs_together_images_per_s)
+    assert (row.name, row.training.accelerator, row.batch_size, row.files) == ("generator", "small_cnn", 8, 24)
+    assert len(row.training.runs_images_per_s) == 2
+    assert row.training.images_per_s == min(row.training.runs_images_per_s)
     assert results.with_suffix(".png").exists()
     (ceilings,) = tmp_path.glob("*--runs/ceilings.json")
     assert list(json.loads(ceilings.read_text())) == ["small_cnn, batches of 8"]
@@ -144,13 +146,11 @@ def test_wrong_settings(gpu_benchmark, capsys, arguments, message):
 
 
 def test_a_pipeline_that_failed_in_one_round_is_shown_as_failed(gpu_benchmark):
-    line = load(next(iter((ROOT / "results").glob("*.jsonl"))))[0].to_json()
-    good, slow = Measurement.from_json(line), json.loads(line)
-    slow |= {"together_images_per_s": 1.0}
-    failed = json.loads(line) | {"outcome": "out of memory", "together_images_per_s": None}
-    slow, failed = (Measurement.from_json(json.dumps(values)) for values in (slow, failed))
+    good: Measurement = load(next(iter((ROOT / "results").glob("*.jsonl"))))[0]
+    slow = replace(good, training=replace(good.training, images_per_s=1.0))
+    failed = replace(good, outcome=Outcome.OUT_OF_MEMORY, training=replace(good.training, images_per_s=None))
     assert gpu_benchmark._median_of([good, failed]).outcome == "out of memory"
-    assert gpu_benchmark._median_of([good, slow, good]).together_images_per_s == good.together_images_per_s
+    assert gpu_benchmark._median_of([good, slow, good]).training.images_per_s == good.training.images_per_s
 
 
 def test_a_cpus_rows_do_not_take_a_references_place(gpu_benchmark):

@@ -134,5 +134,5 @@ def load_settings(path: str | os.PathLike) -> StyleSettings:
 
 
 def save_settings(settings: StyleSettings, path: str | os.PathLike) -> None:
-    """Write settings to a YAML file; `style_image` as it stands."""
+    """Write settings to a YAML file, `style_image` as it stands."""
     write_whole(path, msgspec.yaml.encode(settings))

@@ -348,7 +348,8 @@ def zeros(files, *, image_size, batch_size):
 
 files = ImageFiles(("none.jpg",) * 80, [0] * 80, ("x",))
 m = measure(zeros, files, accelerator=EmulatedAccelerator(200), image_size=(8, 8), batch_size=8, growth=False)
-print(json.dumps([m.machine["gpus"], m.gpu_busy_percent, m.gpu_sm_percent, m.gpu_peak_mib, m.framework_gpu_peak_mib]))
+gpu = m.gpu
+print(json.dumps([m.context.machine.gpus, gpu.busy_percent, gpu.sm_percent, gpu.peak_mib, gpu.framework_peak_mib]))
 """
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from helpers.benchmark.advice import Advice, advise
 from helpers.benchmark.rates import Limits
-from helpers.measure import Measurement
+from helpers.measurement import Alone, Measurement, MemoryUse, Training
+from helpers.sandbox import Outcome
 
 LIMITS = Limits(1000, (), {"JPEG": 1000}, (480, 640), 120_000.0, 9000.0, 1200.0, 1400.0, 2)
 RATES = {  # alone, of a machine with two cores
@@ -21,34 +23,23 @@ RATES = {  # alone, of a machine with two cores
 }
 
 
-def row(name: str, takes: float | None = 500, **figures) -> Measurement:
-    alone = RATES[name]
-    together = None if takes is None else min(alone, takes)
-    values = {
-        "outcome": "finished",
-        "error": None,
-        "files": 1000,
-        "image_size": (224, 224),
-        "batch_size": 32,
-        "dtype": "uint8",
-        "batches_done": 32,
-        "images_done": 1000,
-        "images_per_s": alone,
-        "first_batch_s": {"load_everything": 2.0, "tf_data_packed": 1.0}.get(name, 0.1),
-        "first_epoch_images_per_s": alone,
-        "cores_busy": 2.0,
-        "peak_mib": 450.0 if name == "load_everything" else 250.0,
-        "baseline_mib": 200.0,
-        "peak_file_mib": 0.0,
-        "peak_rss_mib": 300.0,
-        "highest_rss_mib": 300.0,
-        "memory_method": "pss",
-        "budget_mib": 4000.0,
-        "ceiling_images_per_s": takes,
-        "together_images_per_s": together,
-        "utilisation_percent": None if takes is None else 100 * together / takes,
+def row(name: str, takes: float | None = 500, **changes) -> Measurement:
+    """A row; a change of a part is a dictionary of the figures that change in it."""
+    rate = RATES[name]
+    together = None if takes is None else min(rate, takes)
+    first_s = {"load_everything": 2.0, "tf_data_packed": 1.0}.get(name, 0.1)
+    busy = None if takes is None else 100 * together / takes
+    parts = {
+        "alone": Alone(images_per_s=rate, first_batch_s=first_s, first_epoch_images_per_s=rate, cores_busy=2.0),
+        "training": Training(ceiling_images_per_s=takes, images_per_s=together, utilisation_percent=busy),
+        "memory": MemoryUse(
+            peak_mib=450.0 if name == "load_everything" else 250.0, baseline_mib=200.0, method="pss", budget_mib=4000.0
+        ),
     }
-    return Measurement(name=name, **{**values, **figures})
+    parts = {part: replace(record, **changes.pop(part, {})) for part, record in parts.items()}
+    values = {"outcome": Outcome.FINISHED, "files": 1000, "image_size": (224, 224), "batch_size": 32}
+    values |= {"batches_done": 32, "images_done": 1000}
+    return Measurement(name=name, **{**values, **parts, **changes})
 
 
 def advised(takes: float | None = 500, *, all_images=100_000, disk=1e12, budget_mib=4000.0, **changes) -> Advice:
@@ -95,7 +86,7 @@ def test_without_room_for_a_pack_decoding_is_the_limit_and_cores_are_named():
 
 def test_a_slow_disk_is_named():
     slow = Limits(1000, (), {"JPEG": 1000}, (480, 640), 120_000.0, 300.0, 1200.0, 1400.0, 2)
-    figures = {"images_per_s": 290, "together_images_per_s": 290, "utilisation_percent": 10}
+    figures = {"alone": {"images_per_s": 290}, "training": {"images_per_s": 290, "utilisation_percent": 10}}
     rows = dict.fromkeys(RATES, figures)
     assert advised(3000, disk=0, limits=slow, **rows).bottleneck == "reading"
 
@@ -112,8 +103,9 @@ def test_what_packing_costs_and_when_it_pays():
 
 
 def test_pipelines_that_did_not_finish_are_not_recommended():
-    died = {"outcome": "out of memory", "images_per_s": None, "images_done": 320, "first_batch_s": None}
-    advice = advised(400, generator=died, threaded_generator={"outcome": "hung", "images_per_s": None})
+    none = {"images_per_s": None, "first_batch_s": None}
+    died = {"outcome": "out of memory", "alone": none, "images_done": 320}
+    advice = advised(400, generator=died, threaded_generator={"outcome": "hung", "alone": none})
     assert advice.pipeline == "tf_data"
     assert "generator ran out of memory at 250 MiB, after 320 images." in advice.sentences
     none = advised(**dict.fromkeys(RATES, died))
@@ -127,7 +119,8 @@ def test_tf1_queues_are_never_recommended():
 
 
 def test_on_a_cpu_model_and_decoding_share_the_cores():
-    rows = {name: {"device": "cpu:0", "together_images_per_s": 700, "utilisation_percent": 60} for name in RATES}
+    shared = {"training": {"device": "cpu:0", "images_per_s": 700, "utilisation_percent": 60}}
+    rows = dict.fromkeys(RATES, shared)
     advice = advised(2000, disk=0, **rows)
     assert advice.bottleneck == "decoding"
     assert "on the same cores" in advice.sentences[1]

@@ -212,7 +212,7 @@ def test_each_round_packs_anew_and_nothing_stays(seen, image_folder, tmp_path, c
     assert benchmark.main([str(image_folder), *arguments]) == 0
     (rows,) = (tmp_path / "results").glob("*.jsonl")
     (one,) = scoreboard.load(rows)
-    assert len(one.runs_images_per_s) == 2
+    assert len(one.alone.runs_images_per_s) == 2
     assert os.listdir(tmp_path / "data" / "benchmark") == [".lock"]
     assert not (tmp_path / "the user's").exists()
     assert os.environ["COURSE_PACKED"] == str(tmp_path / "the user's")

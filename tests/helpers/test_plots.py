@@ -13,6 +13,8 @@ from test_scoreboard import measurement
 from helpers import plots
 from helpers.pipelines import PIPELINES
 
+NO_RATE = {"first_epoch_images_per_s": None, "images_per_s": None}
+
 
 @pytest.fixture(autouse=True)
 def no_figure_stays_open():
@@ -31,7 +33,10 @@ def png_size(figure) -> tuple[int, int]:
 
 
 def test_the_map_names_each_dot_and_both_lines():
-    rows = [measurement("generator"), measurement("tf_data", peak_mib=650, first_epoch_images_per_s=1000.0)]
+    rows = [
+        measurement("generator"),
+        measurement("tf_data", memory={"peak_mib": 650.0}, alone={"first_epoch_images_per_s": 1000.0}),
+    ]
     figure = plots.memory_throughput_map(rows, budget_mib=400, ceiling_images_per_s=920)
     for name in ("generator", "tf_data", "budget 400 MiB", "ceiling 920 images/s"):
         assert name in texts(figure)
@@ -42,7 +47,7 @@ def test_the_map_names_each_dot_and_both_lines():
 
 
 def test_the_map_shows_a_run_that_died():
-    dead = measurement("generator", outcome="out of memory", first_epoch_images_per_s=None, images_per_s=None)
+    dead = measurement("generator", outcome="out of memory", alone=NO_RATE)
     assert "generator: out of memory" in texts(plots.memory_throughput_map([dead], budget_mib=90))
 
 
@@ -66,20 +71,21 @@ def test_every_pipeline_has_a_colour_and_a_marker_of_its_own():
 
 
 def test_the_map_draws_another_machines_rows_hollow():
-    died = measurement("generator", outcome="hung", first_epoch_images_per_s=None)
+    died = measurement("generator", outcome="hung", alone=NO_RATE)
     figure = plots.memory_throughput_map([measurement("tf_data")], reference=[measurement("tf_data_fast"), died])
     assert texts(figure) == "generator (reference): hung | tf_data | tf_data_fast (reference)"
     faces = {line.get_markerfacecolor() for line in figure.axes[0].lines if line.get_marker() != "x"}
     assert faces == {plots.style("tf_data")[0], "white"}
 
 
-def trained(name="generator", **figures):
-    return measurement(name, **{"ceiling_images_per_s": 900.0, "together_images_per_s": 360.0, **figures})
+def trained(name="generator", *, alone, **figures):
+    training = {"ceiling_images_per_s": 900.0, "images_per_s": 360.0, **figures}
+    return measurement(name, training=training, alone=alone)
 
 
 def test_the_prediction_reaches_from_taking_turns_to_working_side_by_side():
-    rows = [trained("tf_data", images_per_s=600.0), measurement("keras_sequence")]
-    axes = plots.predicted_and_measured(rows, reference=[trained("generator", images_per_s=1800.0)]).axes[0]
+    rows = [trained("tf_data", alone={"images_per_s": 600.0}), measurement("keras_sequence")]
+    axes = plots.predicted_and_measured(rows, reference=[trained("generator", alone={"images_per_s": 1800.0})]).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["generator (reference)", "tf_data"]
     assert [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.patches] == [
         pytest.approx((600, 900)),
@@ -94,7 +100,7 @@ def test_predictions_of_nothing():
 def machines(*paces, **figures):
     return {
         f"laptop {number}": [
-            trained(name, first_epoch_images_per_s=500.0 * pace, utilisation_percent=50.0, **figures)
+            trained(name, alone={"first_epoch_images_per_s": 500.0 * pace}, utilisation_percent=50.0, **figures)
             for name in ("generator", "tf_data")
         ]
         for number, pace in enumerate(paces, 1)
@@ -128,7 +134,7 @@ def test_the_busy_share_is_of_one_accelerator():
 
 
 def test_runs_that_failed_are_named_in_their_row():
-    failed = measurement("tf_data", outcome="out of memory", first_epoch_images_per_s=None)
+    failed = measurement("tf_data", outcome="out of memory", alone=NO_RATE)
     classes = {**machines(1), "other": [failed], "third": [failed]}
     assert "out of memory: 2, 3" in texts(plots.scoreboard_by_pipeline(classes))
     assert "out of memory" in texts(plots.scoreboard_by_pipeline({"this machine": [failed]}))
@@ -147,11 +153,11 @@ def test_the_strip_shows_each_run_and_the_budget():
 
 
 def test_the_strip_of_a_run_without_samples():
-    assert plots.memory_strip(measurement(memory_timeline=())).axes
+    assert plots.memory_strip(measurement(memory={"timeline": ()})).axes
 
 
 def test_the_timeline_leaves_the_first_step_out():
-    one = measurement(wait_ms=(900.0, 20.0, 20.0), compute_ms=(30.0, 30.0, 30.0))
+    one = measurement(training={"wait_ms": (900.0, 20.0, 20.0), "compute_ms": (30.0, 30.0, 30.0)})
     axes = plots.step_timeline(one).axes[0]
     ends = [path.vertices[:, 0].max() for bars in axes.collections for path in bars.get_paths()]
     assert max(ends) == pytest.approx(100)

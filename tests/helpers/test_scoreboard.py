@@ -9,27 +9,38 @@ import os
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from helpers import scoreboard
 from helpers.files import locked
 from helpers.measurement import Alone, Context, Dataset, Machine, Measurement, MemoryUse, Training, machine
 from helpers.pipelines import PIPELINES
+from helpers.sandbox import Outcome
+
+PARTS = {
+    "alone": Alone(images_per_s=512.25, first_batch_s=0.06, first_epoch_images_per_s=500.5, cores_busy=1.0),
+    "memory": MemoryUse(
+        peak_mib=90.5, baseline_mib=40.0, peak_file_mib=60.0, peak_rss_mib=150.0, highest_rss_mib=150.5,
+        method="rss-parts", budget_mib=400.0, timeline=((0.1, 40.0), (0.2, 90.5)),
+    ),
+    "training": Training(),
+    "context": Context(machine=machine(), date="2026-11-21"),
+}  # fmt: skip
 
 
-def measurement(name="generator", **figures) -> Measurement:
+def measurement(name="generator", **changes) -> Measurement:
+    """A row; a change of a part is a dictionary of the figures that change in it."""
     values = {
-        "name": name, "outcome": "finished", "error": None, "files": 240, "image_size": (224, 224), "batch_size": 32,
-        "dtype": "uint8", "batches_done": 8, "images_done": 240, "images_per_s": 512.25, "first_batch_s": 0.06,
-        "first_epoch_images_per_s": 500.5, "cores_busy": 1.0, "peak_mib": 90.5, "baseline_mib": 40.0,
-        "peak_file_mib": 60.0, "peak_rss_mib": 150.0, "highest_rss_mib": 150.5, "memory_method": "rss-parts",
-        "budget_mib": 400, "machine": machine(), "memory_timeline": ((0.1, 40.0), (0.2, 90.5)), "date": "2026-11-21",
+        "outcome": Outcome.FINISHED, "files": 240, "image_size": (224, 224), "batch_size": 32, "dtype": "uint8",
+        "batches_done": 8, "images_done": 240,
     }  # fmt: skip
-    return Measurement(**{**values, **figures})
+    parts = {part: replace(record, **changes.pop(part, {})) for part, record in PARTS.items()}
+    return Measurement(name=name, **{**values, **parts, **changes})
 
 
 def test_what_is_recorded_is_loaded(tmp_path):
     path = tmp_path / "deep" / "machine.jsonl"
-    given = [measurement("a", error="naïve – “quoted”\nsecond line"), measurement("b", images_per_s=None)]
+    given = [measurement("a", error="naïve – “quoted”\nsecond line"), measurement("b", alone={"images_per_s": None})]
     for one in given:
         assert scoreboard.record(one, path) == path
     assert scoreboard.load(path) == given
@@ -39,7 +50,7 @@ def test_this_machines_file_names_no_owner(monkeypatch, tmp_path):
     monkeypatch.setenv("COURSE_RESULTS", str(tmp_path))
     path = scoreboard.record(measurement())
     assert path.parent == tmp_path and path.suffix == ".jsonl"
-    assert f"{machine()['cores']}-cores" in path.name
+    assert f"{machine().cores}-cores" in path.name
     assert os.uname().nodename not in path.name
     assert scoreboard.load() == [measurement()]
 
@@ -63,6 +74,14 @@ def test_rubbish_is_left_out_and_named(tmp_path, rubbish):
         assert scoreboard.load(path) == [measurement()]
 
 
+def test_a_row_of_another_version_is_left_out_and_named(tmp_path):
+    path = tmp_path / "machine.jsonl"
+    flat = json.dumps({"name": "generator", "outcome": "finished", "peak_mib": 90.5})
+    path.write_text(f"{flat}\n{measurement().to_json()}\n")
+    with pytest.warns(UserWarning, match="line 1: left out .a row of another version of the course; measure again"):
+        assert scoreboard.load(path) == [measurement()]
+
+
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     path = tmp_path / "machine.jsonl"
     scoreboard.record(measurement("first"), path)
@@ -79,7 +98,9 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
 
 def record_many(path: Path, writer: int) -> None:
     for number in range(25):
-        scoreboard.record(measurement(f"{writer}-{number}", memory_timeline=tuple((i, 1.0) for i in range(200))), path)
+        scoreboard.record(
+            measurement(f"{writer}-{number}", memory={"timeline": tuple((i, 1.0) for i in range(200))}), path
+        )
 
 
 def test_several_kernels_may_write_at_once(tmp_path):
@@ -98,7 +119,7 @@ def test_several_kernels_may_write_at_once(tmp_path):
 def test_a_lock_that_is_never_let_go_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(scoreboard, "_LOCK_TIMEOUT_S", 0.2)
     path = tmp_path / "machine.jsonl"
-    with scoreboard.FileLock(f"{path}.lock"), pytest.raises(OSError, match="locked by another program"):
+    with locked(f"{path}.lock", "busy"), pytest.raises(OSError, match="locked by another program"):
         scoreboard.record(measurement(), path)
 
 
@@ -111,7 +132,7 @@ def test_the_newest_of_each_name_in_the_courses_order():
 def test_the_table_says_what_was_not_measured(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("COURSE_RESULTS", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "120")
-    scoreboard.record(measurement(images_per_s=None, outcome="out of memory"))
+    scoreboard.record(measurement(alone={"images_per_s": None}, outcome="out of memory"))
     assert scoreboard.main([]) == 0
     printed = capsys.readouterr().out
     assert "generator" in printed and "out of memory" in printed and "–" in printed
@@ -135,15 +156,16 @@ def test_each_pipeline_has_the_lesson_that_records_it():
         assert "record(" in code and name in code
 
 
-def course_rows(**figures) -> list[Measurement]:
-    return [measurement(name, together_images_per_s=400.0, **figures) for name in PIPELINES]
+def course_rows(here=None, **changes) -> list[Measurement]:
+    beside = {"training": {"images_per_s": 400.0}, "context": {"machine": here or machine()}}
+    return [measurement(name, **beside, **changes) for name in PIPELINES]
 
 
 def test_missing_rows_are_borrowed_from_the_nearest_machine():
-    cores = machine()["cores"]
-    near = course_rows(machine={"cores": cores})
-    own = [measurement("mine"), measurement("tf_data", together_images_per_s=300.0)]
-    mine, borrowed, reference = scoreboard.fill(own, {"far": course_rows(machine={"cores": 100 * cores}), "near": near})
+    cores = machine().cores
+    near = course_rows(Machine(cores=cores))
+    own = [measurement("mine"), measurement("tf_data", training={"images_per_s": 300.0})]
+    mine, borrowed, reference = scoreboard.fill(own, {"far": course_rows(Machine(cores=100 * cores)), "near": near})
     assert [one.name for one in mine] == ["tf_data", "mine"] and reference == "near"
     assert borrowed == [one for one in near if one.name != "tf_data"]
     together = scoreboard.newest([*mine, *borrowed])
@@ -151,10 +173,10 @@ def test_missing_rows_are_borrowed_from_the_nearest_machine():
 
 
 def test_a_run_that_failed_is_kept_and_a_reference_row_stands_beside_it():
-    failed = measurement("tf_data", outcome="out of memory", images_per_s=None)
-    mine, borrowed, _ = scoreboard.fill([failed], {"other": course_rows(machine={})})
+    failed = measurement("tf_data", outcome="out of memory", alone={"images_per_s": None})
+    mine, borrowed, _ = scoreboard.fill([failed], {"other": course_rows(Machine())})
     assert mine == [failed] and "tf_data" in [one.name for one in borrowed]
-    assert scoreboard.newest([*mine, *borrowed])[list(PIPELINES).index("tf_data")].images_per_s
+    assert scoreboard.newest([*mine, *borrowed])[list(PIPELINES).index("tf_data")].alone.images_per_s
 
 
 def test_nothing_is_borrowed_where_nothing_is_missing_or_there_is_nothing():
@@ -190,7 +212,9 @@ def write(path: Path, *rows: Measurement) -> Path:
 
 def a_class(folder: Path, **paces: float) -> Path:
     for owner, pace in paces.items():
-        rows = [measurement(name, first_epoch_images_per_s=500.0 * pace) for name in ("generator", "tf_data")]
+        rows = [
+            measurement(name, alone={"first_epoch_images_per_s": 500.0 * pace}) for name in ("generator", "tf_data")
+        ]
         write(folder / owner / "laptop.jsonl", *rows)
     return folder
 
@@ -210,7 +234,7 @@ def test_equal_machines_in_different_folders_are_different_machines(tmp_path):
 
 
 def test_files_are_named_by_what_tells_them_apart(tmp_path):
-    rows = [measurement(images_per_s=float(rate)) for rate in range(1, 7)]
+    rows = [measurement(alone={"images_per_s": float(rate)}) for rate in range(1, 7)]
     paths = ["a/x/one.jsonl", "a/y/one.jsonl", "b/x/one.jsonl", "b/x/two.jsonl", "b/x/two"]
     files = [write(tmp_path / path, row) for path, row in zip(paths, rows, strict=False)]
     names = ["a/x/one.jsonl", "a/y/one.jsonl", "b/x/one.jsonl", "b/x/two.jsonl", "b/x/two"]
@@ -229,14 +253,15 @@ def test_a_file_counts_once_however_often_it_is_named_or_copied(tmp_path):
 
 
 def test_two_machines_in_one_file_are_two(tmp_path):
-    rows = [measurement(machine={"cpu": cpu, "cores": 4, "memory_mib": 8000, "gpus": []}) for cpu in ("A", "B")]
+    kinds = [Machine(cpu=cpu, cores=4, memory_mib=8000) for cpu in ("A", "B")]
+    rows = [measurement(context={"machine": kind}) for kind in kinds]
     merged = scoreboard.merge([write(tmp_path / "class.jsonl", *rows)])
     assert list(merged.machines) == ["class: a-4-cores-8-gib", "class: b-4-cores-8-gib"]
 
 
 def test_the_newest_row_of_each_name_counts(tmp_path):
-    path = write(tmp_path / "a.jsonl", measurement(images_per_s=1.0), measurement(images_per_s=2.0))
-    assert [one.images_per_s for one in scoreboard.merge([path]).machines["a"]] == [2.0]
+    path = write(tmp_path / "a.jsonl", *[measurement(alone={"images_per_s": rate}) for rate in (1.0, 2.0)])
+    assert [one.alone.images_per_s for one in scoreboard.merge([path]).machines["a"]] == [2.0]
 
 
 @pytest.mark.parametrize(
@@ -245,13 +270,15 @@ def test_the_newest_row_of_each_name_counts(tmp_path):
         ({"files": 2000}, "2,000 images"),
         ({"image_size": (128, 96)}, "128×96"),
         ({"batch_size": 8}, "batches of 8"),
-        ({"dataset": {"name": "dogs"}}, "images of dogs"),
+        ({"context": {"dataset": Dataset(name="dogs")}}, "images of dogs"),
     ],
 )
 def test_only_what_is_comparable_is_compared(tmp_path, other, words):
     write(tmp_path / "a.jsonl", measurement("generator"), measurement("tf_data"))
     write(tmp_path / "b.jsonl", measurement("generator"), measurement("tf_data", **other))
-    write(tmp_path / "c.jsonl", measurement("generator", **other), measurement("generator", images_per_s=3.0))
+    write(
+        tmp_path / "c.jsonl", measurement("generator", **other), measurement("generator", alone={"images_per_s": 3.0})
+    )
     write(tmp_path / "d.jsonl", measurement("generator", **other))
     merged = scoreboard.merge([tmp_path])
     names = {where: [one.name for one in rows] for where, rows in merged.machines.items()}
@@ -261,9 +288,9 @@ def test_only_what_is_comparable_is_compared(tmp_path, other, words):
 
 
 def test_busy_shares_are_of_one_accelerator(tmp_path):
-    beside = {"together_images_per_s": 400.0, "utilisation_percent": 50.0}
-    write(tmp_path / "a.jsonl", *[measurement(name, accelerator="A", **beside) for name in ("generator", "tf_data")])
-    write(tmp_path / "b.jsonl", measurement("generator", accelerator="B", **beside))
+    beside = {name: {"accelerator": name, "images_per_s": 400.0, "utilisation_percent": 50.0} for name in ("A", "B")}
+    write(tmp_path / "a.jsonl", *[measurement(name, training=beside["A"]) for name in ("generator", "tf_data")])
+    write(tmp_path / "b.jsonl", measurement("generator", training=beside["B"]))
     merged = scoreboard.merge([tmp_path])
     assert merged.accelerator == "A" and "1 row left out; trained with B, not A" in merged.left_out[0]
     assert [merged.busy_percent(one) for rows in merged.machines.values() for one in rows] == [50.0, 50.0, None]
@@ -281,8 +308,9 @@ def test_torn_lines_cost_only_themselves(tmp_path, recwarn):
 def test_the_command_writes_a_table_and_a_picture(tmp_path, capsys):
     picture = tmp_path / "new" / "class.png"
     folder = a_class(tmp_path / "class", anna=1, ben=0.4, carla=1.1)
-    write(folder / "dora" / "laptop.jsonl", measurement("generator", outcome="out of memory", peak_mib=2000.0,
-                                                        first_epoch_images_per_s=None))  # fmt: skip
+    none, much = {"first_epoch_images_per_s": None}, {"peak_mib": 2000.0}
+    row = measurement("generator", outcome="out of memory", alone=none, memory=much)
+    write(folder / "dora" / "laptop.jsonl", row)
     status, out, err = merged_by_command(capsys, folder, "--to", picture)
     assert status == 0 and err == "" and picture.read_bytes().startswith(b"\x89PNG")
     generator = next(line for line in out.splitlines() if line.startswith("generator")).split()
@@ -291,8 +319,9 @@ def test_the_command_writes_a_table_and_a_picture(tmp_path, capsys):
 
 
 def test_a_pipeline_that_finished_nowhere_is_still_a_result(tmp_path, capsys):
-    failed = {"outcome": "hung", "first_epoch_images_per_s": None, "images_per_s": None}
-    path = write(tmp_path / "[a].jsonl", measurement("[b]", **failed, machine={}))
+    none = {"first_epoch_images_per_s": None, "images_per_s": None}
+    row = measurement("[b]", outcome="hung", alone=none, context={"machine": Machine()})
+    path = write(tmp_path / "[a].jsonl", row)
     status, out, _ = merged_by_command(capsys, path, "--to", tmp_path / "a.svg")
     assert status == 0 and "1 machine:" in out and "[a]" in out and "[b]" in out and "hung" in out
 
@@ -337,6 +366,6 @@ def test_arguments_that_make_no_sense_end_with_status_2(capsys, arguments, words
 
 def test_ways_of_reading_memory_that_differ_are_named(tmp_path, capsys):
     write(tmp_path / "a.jsonl", measurement())
-    write(tmp_path / "b.jsonl", measurement(memory_method="uss"))
+    write(tmp_path / "b.jsonl", measurement(memory={"method": "uss"}))
     _, out, _ = merged_by_command(capsys, tmp_path, "--to", tmp_path / "a.png")
     assert "peak memory is not quite comparable: read by rss-parts, uss" in out
