@@ -27,6 +27,7 @@ from helpers.files import ExitStatus, printable
 from helpers.folders import find_images
 from helpers.packed import Packed
 from helpers.packing import KINDS, ROWS_PER_SHARD, pack
+from helpers.quiet import quiet_tensorflow
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -89,6 +90,8 @@ def _pack(options: argparse.Namespace) -> ExitStatus:
     raw_mb = len(files) * height * width * options.channels / 1e6
     kind = f"{raw_mb:,.0f} MB of pixels" if options.kind == "raw" else f"JPEG of quality {options.quality}"
     print(f"{len(files):,} images of {len(files.class_names)} classes, {height}×{width}: {kind}, in {options.to}")
+    if options.kind == "jpeg":
+        quiet_tensorflow()  # it writes the TFRecords
     started = time.monotonic()
     with tqdm(total=count, unit="image", ncols=90, disable=None) as bar:
         packed = pack(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from helpers.files import ExitStatus
 from helpers.folders import ImageFiles, find_images
+from helpers.quiet import quiet_tensorflow
 from helpers.service import ServiceError, await_workers
 
 IMAGE_SIZE = (224, 224)
@@ -53,6 +54,7 @@ def train(files: ImageFiles, dispatcher: str, epochs: int) -> Iterator[tuple[int
     (int, float)
     """
     import numpy as np
+    quiet_tensorflow()
     import tensorflow as tf
 
     from helpers.accelerators import small_cnn

@@ -34,6 +34,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from helpers.files import ExitStatus
+from helpers.quiet import quiet_tensorflow
 
 __all__ = ["ServiceError", "answers", "await_workers", "protocol_version", "registered_workers", "silent_workers"]
 
@@ -148,6 +149,7 @@ def _dispatcher(options: argparse.Namespace) -> None:
     except OSError as error:
         raise ServiceError(f"{folder}: {error.strerror}; give a folder for --work-dir that can be written") from None
     _refuse_taken_port(port)
+    quiet_tensorflow()
     import tensorflow as tf
 
     service = tf.data.experimental.service
@@ -160,6 +162,7 @@ def _worker(options: argparse.Namespace) -> None:
     dispatcher, address = options.dispatcher, options.address
     port = int(address.rpartition(":")[2])
     _refuse_taken_port(port)
+    quiet_tensorflow()
     import tensorflow as tf  # takes seconds, in which a dispatcher that starts at the same time comes up
 
     if options.tensorflow not in (None, tf.__version__):

@@ -25,6 +25,7 @@ from pathlib import Path
 from helpers.files import ExitStatus, printable
 from helpers.folders import find_unlabelled_images
 from helpers.images import read_image
+from helpers.quiet import quiet_tensorflow
 from helpers.style.pictures import save_picture, shrunk, target_picture
 from helpers.style.settings import load_settings
 
@@ -87,6 +88,7 @@ def _pixels(text: str) -> int:
 def _train(options: argparse.Namespace) -> None:
     settings = load_settings(options.settings).changed(options.set)
     files = find_unlabelled_images(options.images)
+    quiet_tensorflow()
     from helpers.style.training import train
 
     path = train(settings, files, options.to, say=partial(print, flush=True))
@@ -95,6 +97,7 @@ def _train(options: argparse.Namespace) -> None:
 
 def _stylise(options: argparse.Namespace) -> None:
     pictures = [(path, read_image(str(path))) for path in options.pictures]  # before anything is computed
+    quiet_tensorflow()
     from helpers.style.trained import load_network, stylise
 
     network = load_network(options.network)
@@ -114,6 +117,7 @@ def _preview(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
+    quiet_tensorflow()
     from helpers.style.trained import export_network, load_network
 
     for path in export_network(load_network(options.network), options.to):

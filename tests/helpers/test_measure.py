@@ -252,12 +252,9 @@ def test_with_a_keras_model(files, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
     found = measure(Streaming, files, accelerator=KerasAccelerator(), growth=False, repeats=1, **SMALL)
     assert (found.outcome, found.error) == ("finished", None)
-    assert (found.training.accelerator, found.training.accelerator_kind, found.training.device) == (
-        "small_cnn",
-        "keras",
-        "cpu:0",
-    )
-    assert found.training.peak_mib > found.memory.peak_mib  # the framework is in it
+    training = found.training
+    assert (training.accelerator, training.accelerator_kind, training.device) == ("small_cnn", "keras", "cpu:0")
+    assert training.peak_mib > found.memory.peak_mib  # the framework is in it
     assert found.training.ceiling_images_per_s > 0
     assert found.training.images_per_s > 0
     assert 0 < found.training.utilisation_percent < 100
