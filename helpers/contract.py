@@ -354,8 +354,7 @@ def _more(before: dict, after: dict) -> list[str]:
 
 
 def _judge_stops(content: ChildResult, stops: ChildResult, files: ImageFiles) -> Promise:
-    faults = []
-    count = None
+    faults, count = [], None
     if content.outcome == Outcome.FINISHED:
         count, second = (len(content.value[name]) for name in ("first", "second"))
         if second == 0 or count != second:

@@ -76,10 +76,8 @@ def pack(
     image_size : (int, int)
         ``(height, width)`` of the rows, in pixels.
     channels : {3, 1}
-    kind : {"raw", "jpeg"}
-        Pixels, or JPEG of the new size in TFRecords (this one needs TensorFlow).
-    quality : int
-        Of the JPEGs, 1 to 100.
+    kind, quality : {"raw", "jpeg"}, int
+        Pixels, or JPEGs of the new size and of this quality, 1 to 100, in TFRecords (these need TensorFlow).
     rows_per_shard : int
         Also the unit that is lost when packing is interrupted.
     workers : int, optional
@@ -101,23 +99,16 @@ def pack(
     Raises
     ------
     ValueError
-        For a broken file, which is named, and for settings that make no sense.
-    MixedPackError
-        If the folder holds something else.
-    BlockingIOError
-        If a process with a ``shard`` is still writing what is to be joined.
+        For a broken file, which is named, for settings that make no sense, and for a folder that holds something else.
     OSError
-        If the disk has too little room, which is asked before anything is written, or fails. What is finished stays.
+        If the disk has too little room, asked first, or fails; or another process packs there (BlockingIOError).
     """
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f'on_error is {on_error!r}: give "raise" or "skip"')
+    settings = _settings(kind, image_size, channels, quality, rows_per_shard)
+    if on_error not in ("raise", "skip") or not len(files):
+        raise ValueError(f'{len(files):,} files, on_error={on_error!r}: give files, and "raise" or "skip"')
     if shard is not None and not 1 <= shard[0] <= shard[1]:
         raise ValueError(f"shard is {shard}: give (i, n), i from 1 to n")
-    if not len(files):
-        raise ValueError("no files to pack")
-    settings = _settings(kind, image_size, channels, quality, rows_per_shard)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder := Path(folder)).mkdir(parents=True, exist_ok=True)
     _refuse_strangers(folder)
     with _held(folder, shard):
         return _pack(files, folder, settings, workers, on_error, on_progress, shard)

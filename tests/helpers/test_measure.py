@@ -200,7 +200,7 @@ def test_a_limit_on_batches(files):
     assert found.growth.mib_per_1000_files is None
     whole = measure(Streaming, files, batches=100, growth=True, **SMALL)
     assert whole.batches_done == 5
-    assert whole.growth_mib_per_1000_files is not None
+    assert whole.growth.mib_per_1000_files is not None
 
 
 @pytest.mark.parametrize("count", [1, 3])
