@@ -54,6 +54,7 @@ def train(files: ImageFiles, dispatcher: str, epochs: int) -> Iterator[tuple[int
     (int, float)
     """
     import numpy as np
+
     quiet_tensorflow()
     import tensorflow as tf
 
