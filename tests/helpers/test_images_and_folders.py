@@ -467,7 +467,7 @@ def own_project(tmp_path, monkeypatch):
         "    (folder / 'ab'[n % 2]).mkdir(parents=True, exist_ok=True)\n"
         "    (folder / 'ab'[n % 2] / f'{n:06d}.jpg').touch()\n"
     )
-    monkeypatch.setattr(images, "_PROJECT_ROOT", tmp_path)
+    monkeypatch.setattr("helpers.folders._PROJECT_ROOT", tmp_path)
     return tmp_path
 
 
