@@ -105,7 +105,7 @@ def test_servers_are_probed_by_a_command_that_exists(manifests, name):
     server = container(manifests["StatefulSet", name])
     for probe in ("startupProbe", "readinessProbe"):
         options = parsed(server[probe]["exec"]["command"])
-        assert options.command == "check"
+        assert options.run is service._check
         address = options.worker or options.dispatcher
         assert address == f"localhost:{server['ports'][0]['containerPort']}"
         assert server[probe]["timeoutSeconds"] > options.timeout
