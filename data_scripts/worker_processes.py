@@ -31,7 +31,7 @@ def in_processes(function: Callable, jobs: Sequence[tuple], count: int) -> Gener
     """
     if not jobs:
         return
-    # The processes are started anew: no copy of a process whose libraries run threads, and the same on every system.
+    # "spawn" behaves the same on every system, and does not copy a process whose libraries run threads.
     pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin)
     coming, running, processes = iter(jobs), set(), []
     try:

@@ -158,7 +158,7 @@ def find_images(folder: str | os.PathLike) -> ImageFiles:
     PermissionError
         If a folder may not be read.
     ValueError
-        If all images lie in the folder itself: there is no class to give them.
+        If all images are in the folder itself, so that no subfolder names their class.
     """
     folder = Path(folder)
     if not folder.exists():
@@ -324,7 +324,7 @@ def _kind(entry: os.DirEntry) -> str:
             return "folder"
         return "file" if entry.is_symlink() and not os.path.exists(entry.path) else "special"
     except OSError:
-        return "file"  # like a link to nowhere, a link to itself stays in the list: whoever reads it will be told
+        return "file"  # a link to itself stays in the list, like a broken link: reading it raises a clear error
 
 
 def course_images(count: int | None = None) -> ImageFiles:

@@ -139,7 +139,7 @@ class MemoryUse(_Record, kw_only=True):
 
 
 class Growth(_Record, kw_only=True):
-    """How memory grows. None where `measure` was told to stop before the end.
+    """How memory grows. The figures are None if `measure` stopped before the end of an epoch.
 
     Attributes
     ----------
@@ -359,7 +359,7 @@ def median_of(kind: type[_Kind], runs: Sequence[_Kind]) -> _Kind:
 
 
 def mib_per_1000_files(few_mib: float | None, many_mib: float | None, files_more: int) -> float | None:
-    """Return how memory grows with files: from what two runs held above their start, the second with so many more."""
+    """Return memory growth in MiB per 1,000 files, from two runs, the second of which reads more files."""
     return None if few_mib is None or many_mib is None else 1000 * (many_mib - few_mib) / files_more
 
 

@@ -214,7 +214,7 @@ def _size_and_time(path: str) -> str:
     try:
         status = os.stat(path)
     except OSError:
-        return "not there"  # the error is told when it is read
+        return "not there"  # reading the file will raise the error
     return f"{status.st_size}\0{status.st_mtime_ns}"
 
 

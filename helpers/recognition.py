@@ -23,7 +23,7 @@ class Reference:
     def __init__(self, files: ImageFiles, image_size: tuple[int, int]):
         self.images = np.stack([read_image(path, image_size=image_size) for path in files.paths])
         self.thumbnails = _thumbnails(self.images)
-        # Files with the same pixels cannot be told apart: all count as the first of them.
+        # We cannot distinguish files with the same pixels, so they all count as the first one.
         first: dict[bytes, int] = {}
         self.same = [first.setdefault(image.tobytes(), number) for number, image in enumerate(self.images)]
 

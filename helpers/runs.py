@@ -36,7 +36,7 @@ _MAX_STEPS_KEPT = 200
 
 
 class Came(NamedTuple):
-    """How much came so far; the caller is told after each batch (ten microseconds): what comes next may be the end."""
+    """How much the pipeline has delivered. Reported after each batch: the next one may kill the process."""
 
     batches: int
     images: int
@@ -219,7 +219,7 @@ def _cpu_seconds(process: psutil.Process) -> float:
 
 
 def renamed(files: ImageFiles, times: int, folder: str) -> ImageFiles:
-    """Give each file so many names in a folder: a pipeline that keeps images by name must not find an old one again."""
+    """Link each file under several names, so that a pipeline that caches images by name cannot reuse them."""
     paths = []
     for copy in range(times):
         for number, path in enumerate(files.paths):

@@ -1,4 +1,4 @@
-"""Write a pipeline as one file that runs without the course: `python -m helpers.pipelines NAME` prints it.
+"""Turn a pipeline into a single file that runs without the course; `python -m helpers.pipelines NAME` prints it.
 
 Of each module, only those functions, classes and constants are taken that the pipeline reaches. Nothing is imported to
 find them: their source text is read, so that it takes no time and needs no framework.

@@ -1,4 +1,4 @@
-"""Take a pipeline home: print it as one file, which needs TensorFlow, OpenCV and numpy, and nothing of this course.
+"""Print a pipeline as a single file that needs only TensorFlow, OpenCV and NumPy, and no code from this course.
 
 python -m helpers.pipelines NAME > my_pipeline.py
 """

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class Outcome(StrEnum):
-    """How a function ended in its child process; each is a plain string for whoever prints or compares it."""
+    """How a function ended in its child process. The members print and compare like plain strings."""
 
     FINISHED = "finished"
     OUT_OF_MEMORY = "out of memory"  # an allocation was refused, or the budget was passed and the tree killed
