@@ -27,8 +27,8 @@ import numpy as np
 from PIL import Image
 
 from helpers.files import usable_cores, write_whole
-from helpers.folders import IMAGE_SUFFIXES
 from helpers.images import decode_image
+from helpers.listing import IMAGE_SUFFIXES
 from helpers.sandbox import report, run
 
 __all__ = ["KINDS", "Finding", "Inspection", "inspect_folder", "save"]

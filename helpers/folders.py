@@ -1,27 +1,34 @@
 """Folders of images as paths and labels; the pixels stay on the disk.
 
-`find_images` and its two sisters make the list that every pipeline reads.
+`find_images` and the functions beside it make the list that every pipeline reads.
 """
 
 from __future__ import annotations
 
-import csv
 import os
+import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from helpers.files import printable
+from helpers.listing import IMAGE_SUFFIXES, NO_REGULAR_FILE, Listing, list_folder
+from helpers.tables import names_files, read_labels
 
-__all__ = ["ImageFiles", "course_images", "find_images", "find_labelled_images", "find_unlabelled_images"]
+__all__ = [
+    "ImageFiles",
+    "course_images",
+    "find_any_images",
+    "find_images",
+    "find_labelled_images",
+    "find_unlabelled_images",
+]
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-_LABEL_NAMES = ("label", "labels", "class", "class_name", "classname", "category", "target", "breed", "species", "y")
 DEFAULT_COURSE_IMAGES = 2000
 _PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,11 +45,14 @@ class ImageFiles:
         Class index per image, shape ``(n,)``, int64; position ``i`` belongs to ``paths[i]``.
     class_names : tuple of str
         ``class_names[label]`` is the name of a class.
+    summary : str
+        What was found in the folder and what was left out; empty for a list made from another one.
     """
 
     paths: tuple[str, ...]
     labels: np.ndarray
     class_names: tuple[str, ...]
+    summary: str = ""
 
     def __post_init__(self):
         paths = tuple(os.fspath(path) for path in self.paths)
@@ -132,22 +142,25 @@ class ImageFiles:
         return sum(os.stat(path).st_size for path in self.paths)
 
 
-def find_images(folder: str | os.PathLike) -> ImageFiles:
+def find_images(folder: str | os.PathLike, *, class_names: Sequence[str] | None = None) -> ImageFiles:
     """List the images in a folder that has one subfolder per class.
 
-    Classes are the subfolders in alphabetical order; files are in alphabetical order within their class. Folders
-    inside a class folder belong to that class. Hidden files and files that are no images by their name are left out,
-    and so are folders inside a class folder that are symbolic links: they could lead round in a circle. Pipes, sockets
-    and devices that are named like images are left out with a warning: a program that opens a pipe waits without end.
+    Classes are the subfolders in alphabetical order, or in the order of numbers where all of them are numbers; files
+    are in alphabetical order within their class. Folders inside a class folder belong to that class. What is listed
+    and what is left out: `helpers.listing.list_folder`.
 
     Parameters
     ----------
     folder : path
         For example ``data/train`` with ``data/train/cat/0001.jpg``.
+    class_names : sequence of str, optional
+        The classes and their order, where another list has set them:
+        ``find_images("data/val", class_names=train.class_names)``.
 
     Returns
     -------
     ImageFiles
+        Its `summary` says what was found, and what was left out.
 
     Raises
     ------
@@ -158,51 +171,65 @@ def find_images(folder: str | os.PathLike) -> ImageFiles:
     PermissionError
         If a folder may not be read.
     ValueError
-        If all images are in the folder itself, so that no subfolder names their class.
+        If the subfolders do not name classes: all images are in the folder itself, or in parts of the data such as
+        train/ and val/, or in a single folder that has class folders. Or if `class_names` lacks a class.
+
+    Warns
+    -----
+    UserWarning
+        If a class has no images, images lie beside the class folders, or images are left out for their format.
     """
-    folder = Path(folder)
-    if not folder.exists():
-        raise FileNotFoundError(
-            f"{printable(folder)}: no such folder; python data_scripts/make_images.py makes images to start with"
+    listing = _listed(folder)
+    images = {name: paths for name, paths in listing.images.items() if name}
+    if class_names is None:
+        _require_classes(listing)
+        class_names = sorted(images, key=_in_order_of_numbers(images))
+        without = [name for name in class_names if not images[name]]
+        class_names = [name for name in class_names if images[name]]
+    else:
+        class_names = list(class_names)
+        without = [name for name in class_names if not images.get(name)]
+        if others := sorted(name for name in images.keys() - set(class_names) if images[name]):
+            raise ValueError(f"{printable(folder)}: {_some(others)} are not in class_names; move them, or add them")
+        if len(without) == len(class_names):
+            raise FileNotFoundError(f"{printable(folder)}: no images in folders of the names in class_names")
+    if without:
+        warnings.warn(f"{printable(folder)}: no images in {_some(without)}", stacklevel=2)
+    if beside := listing.images[""]:
+        listing.left_out["images beside the class folders"] = beside
+        warnings.warn(
+            f"{printable(folder)}: left out {len(beside):,} images beside the class folders, such as "
+            f"{printable(os.path.basename(beside[0]))}",
+            stacklevel=2,
         )
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{printable(folder)}: a file; give the folder that holds the class folders")
-    class_folders = sorted(entry.name for entry in os.scandir(folder) if _is_class_folder(entry, folder))
-    paths, labels, class_names = [], [], []
-    for name in class_folders:
-        members = _images_below(folder / name)
-        if members:
-            paths += members
-            labels += [len(class_names)] * len(members)
-            class_names.append(name)
-    if not paths:
-        if any(_is_image(entry.name) and _kind(entry) == "file" for entry in os.scandir(folder)):
-            raise ValueError(
-                f"{printable(folder)}: images but no class folders; move them to one subfolder per class (cat/, dog/)"
-            )
-        raise FileNotFoundError(f"{printable(folder)}: no images ({', '.join(IMAGE_SUFFIXES)}) in class folders")
-    return ImageFiles(tuple(paths), np.array(labels), tuple(class_names))
+    return _image_files(listing, {path: name for name in class_names for path in images.get(name, ())}, class_names)
 
 
 def find_labelled_images(
-    folder: str | os.PathLike, labels: str | os.PathLike, *, label_column: str | None = None
+    folder: str | os.PathLike,
+    labels: str | os.PathLike,
+    *,
+    label_column: str | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> ImageFiles:
-    """List the images below a folder whose classes stand in a CSV file, as many competitions give them.
+    """List the images below a folder whose classes stand in a table, as many competitions give them.
 
     Parameters
     ----------
     folder : path
         Images, flat or in folders.
     labels : path
-        A CSV file with a line of column names. One column names the files: by path below the folder, by name, or by
-        name without its ending.
+        A table (CSV, TSV or text). One column names the files, another one the classes: see
+        `helpers.tables.read_labels`.
     label_column : str, optional
         The column of the classes; by default the only other one, or the one that is called like a label.
+    class_names : sequence of str, optional
+        The classes and their order, where another list has set them.
 
     Returns
     -------
     ImageFiles
-        In the order of the CSV file; classes in alphabetical order.
+        In the order of the table; classes in alphabetical order, numbers in their own.
 
     Raises
     ------
@@ -216,62 +243,14 @@ def find_labelled_images(
     UserWarning
         If lines name files that are not there, or files are in no line. Both are left out.
     """
-    folder = Path(folder)
-    images = _images_below(folder) if folder.is_dir() else []
-    if not images:
-        raise FileNotFoundError(f"{printable(folder)}: no images ({', '.join(IMAGE_SUFFIXES)})")
-    columns, rows = _read_table(labels)
-    by_name: dict[str, list[int]] = {}
-    for place, path in enumerate(images):
-        relative = os.path.relpath(path, folder)
-        for name in {relative, os.path.basename(path), os.path.splitext(os.path.basename(path))[0]}:
-            by_name.setdefault(name, []).append(place)
-    found = [sum(row[column] in by_name for row in rows) for column in range(len(columns))]
-    if not any(found):
-        raise ValueError(f"{printable(labels)}: no column names files below {printable(folder)}")
-    name_column = found.index(max(found))
-    class_column = _class_column(labels, columns, name_column, label_column)
-    ambiguous = [row[name_column] for row in rows if len(by_name.get(row[name_column], ())) > 1]
-    if ambiguous:
-        raise ValueError(
-            f"{printable(labels)}: {printable(ambiguous[0])} names several files; give paths below the folder"
-        )
-    label_of = {by_name[row[name_column]][0]: row[class_column] for row in rows if row[name_column] in by_name}
-    _warn_of_missing(labels, len(rows) - sum(row[name_column] in by_name for row in rows), len(images) - len(label_of))
-    class_names = sorted(set(label_of.values()))
-    numbers = {name: number for number, name in enumerate(class_names)}
-    indices = np.array([numbers[name] for name in label_of.values()])
-    return ImageFiles(tuple(images[place] for place in label_of), indices, tuple(class_names))
-
-
-def _read_table(path: str | os.PathLike) -> tuple[list[str], list[list[str]]]:
-    """Return the names of the columns, and the lines that have as many."""
-    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        header = file.readline()
-        delimiter = max(",;\t", key=header.count)
-        try:
-            columns = next(csv.reader([header], delimiter=delimiter), [])
-            return columns, [row for row in csv.reader(file, delimiter=delimiter) if len(row) == len(columns)]
-        except csv.Error as error:
-            raise ValueError(f"{printable(path)}: not a table of labels ({error})") from None
-
-
-def _class_column(labels: str | os.PathLike, columns: list[str], name_column: int, wanted: str | None) -> int:
-    others = [number for number in range(len(columns)) if number != name_column]
-    if wanted is not None:
-        others = [number for number in others if columns[number] == wanted]
-    elif len(others) > 1:
-        others = [number for number in others if columns[number].strip().lower() in _LABEL_NAMES]
-    if len(others) != 1:
-        raise ValueError(f"{printable(labels)}: which of the columns {', '.join(columns)} holds the classes?")
-    return others[0]
-
-
-def _warn_of_missing(labels: str | os.PathLike, lines: int, files: int) -> None:
-    if lines:
-        warnings.warn(f"{printable(labels)}: {lines:,} lines name files that are not there", stacklevel=3)
-    if files:
-        warnings.warn(f"{printable(labels)}: {files:,} files are in no line; left out", stacklevel=3)
+    listing = _listed(folder)
+    classes = read_labels(folder, listing.all_images(), labels, label_column=label_column)
+    different = set(classes.values())
+    if class_names is None:
+        class_names = sorted(different, key=_in_order_of_numbers(different))
+    elif others := sorted(different - set(class_names)):
+        raise ValueError(f"{printable(labels)}: {_some(others)} are not in class_names")
+    return _image_files(listing, classes, class_names)
 
 
 def find_unlabelled_images(folder: str | os.PathLike) -> ImageFiles:
@@ -282,49 +261,130 @@ def find_unlabelled_images(folder: str | os.PathLike) -> ImageFiles:
     FileNotFoundError
         If there is no such folder, or no image in it.
     """
-    images = _images_below(Path(folder)) if os.path.isdir(folder) else []
+    listing = _listed(folder)
+    name = Path(folder).resolve().name
+    return _image_files(listing, dict.fromkeys(listing.all_images(), name), [name])
+
+
+def find_any_images(
+    folder: str | os.PathLike, labels: str | os.PathLike | None = None, *, label_column: str | None = None
+) -> tuple[ImageFiles, str]:
+    """List a folder of images as it is: class folders, a table of classes, or neither.
+
+    Parameters
+    ----------
+    folder : path
+    labels : path, optional
+        A table; by default the only one in the folder that names images, where there are no class folders.
+    label_column : str, optional
+        As for `find_labelled_images`.
+
+    Returns
+    -------
+    ImageFiles, str
+        The list, and the call that gives it.
+
+    Raises
+    ------
+    OSError, ValueError
+        As `find_images` and `find_labelled_images` do; or if several tables name images.
+    """
+    listing = _listed(folder)
+    if labels is None and sum(map(bool, listing.images.values())) == 1:
+        images = listing.all_images()
+        tables = [table for table in listing.tables if names_files(folder, images, table)]
+        if len(tables) > 1:
+            several = _some(map(os.path.basename, tables))
+            raise ValueError(f"{printable(folder)}: {several} all name images; give one of them (labels)")
+        labels = tables[0] if tables else None
+    shown = repr(printable(folder))
+    if labels is not None:
+        column = f", label_column={label_column!r}" if label_column else ""
+        call = f"find_labelled_images({shown}, {printable(labels)!r}{column})"
+        return find_labelled_images(folder, labels, label_column=label_column), call
+    if listing.images[""] and not any(paths for name, paths in listing.images.items() if name):
+        return find_unlabelled_images(folder), f"find_unlabelled_images({shown})"
+    return find_images(folder), f"find_images({shown})"
+
+
+def _listed(folder: str | os.PathLike) -> Listing:
+    """List a folder that holds images; warn of images that are left out."""
+    listing = list_folder(folder)
+    if listing.unreadable:
+        raise listing.unreadable[0]
+    others = listing.unread_images()
+    counts = ", ".join(f"{count:,} {ending}" for ending, count in others.most_common())
+    if not listing.all_images():
+        what = f"none but {counts}: convert them" if others else f"no images ({', '.join(IMAGE_SUFFIXES)})"
+        raise FileNotFoundError(f"{printable(folder)}: {what}")
+    if others:
+        warnings.warn(f"{printable(folder)}: left out {counts}, which no pipeline reads; convert them", stacklevel=3)
+    if special := listing.left_out.get(NO_REGULAR_FILE):
+        found = f"{len(special):,} that are {NO_REGULAR_FILE}, such as {printable(special[0])}"
+        warnings.warn(f"{printable(folder)}: left out {found}", stacklevel=3)
+    return listing
+
+
+# Folders that are parts of a data set, or kinds of pictures: a network that tells them apart learns nothing.
+_PARTS = re.compile(
+    r"(train|training|val|valid|validation|dev|eval|test|testing|holdout|unlabell?ed|fold|split|part)[-_ ]?\d*"
+    r"|(train|val|test)(19|20)\d\d|(images?|imgs?|jpe?gimages|photos?|pictures?|masks?|labels?|annotations?|segmentations?"
+    r"|ground_?truth|gt|depth)([-_](train|val|test))?",
+    re.IGNORECASE,
+)
+
+
+def _require_classes(listing: Listing) -> None:
+    """Raise a ValueError where the folders do not name classes, with what to give in their place."""
+    here = printable(listing.folder)
+    images = {name: paths for name, paths in listing.images.items() if name and paths}
     if not images:
-        raise FileNotFoundError(f"{printable(folder)}: no images ({', '.join(IMAGE_SUFFIXES)})")
-    return ImageFiles(tuple(images), np.zeros(len(images), np.int64), (Path(folder).resolve().name,))
+        if listing.tables:
+            call = f"find_labelled_images({here!r}, {printable(listing.tables[0])!r})"
+            raise ValueError(f"{here}: images but no class folders; if a table names their classes, {call}")
+        raise ValueError(f"{here}: images but no class folders; move them to one subfolder per class (cat/, dog/)")
+    inside = {name: _folders_below(os.path.join(listing.folder, name), paths) for name, paths in images.items()}
+    first = min(images, key=lambda name: (not name.lower().startswith("train"), name))
+    below = printable(os.path.join(listing.folder, first))
+    if all(_PARTS.fullmatch(name) for name in images):
+        found = f"{_some(sorted(images))}: parts of a data set by their names, not classes"
+    elif len(images) == 1 and len(inside[first]) > 1 and "" not in inside[first]:
+        raise ValueError(f"{here}: all images are in folders of {printable(first)}/; give {below}")
+    elif len(images) > 1 and "" not in (shared := set.intersection(*inside.values())) and len(shared) > 1:
+        found = f"{_some(sorted(images))} all have folders {_some(sorted(shared))}: these look like the classes"
+    else:
+        return
+    if "" not in inside[first]:
+        give = f"find_images({below!r})"
+    elif table := next(iter(sorted(listing.tables, key=lambda path: first.lower() not in path.lower())), None):
+        give = f"find_labelled_images({below!r}, {printable(table)!r})"
+    else:
+        give = f"find_unlabelled_images({below!r})"
+    raise ValueError(f"{here}: {found}; give one of them, as in {give}, or say class_names if they are classes")
 
 
-def _is_class_folder(entry: os.DirEntry, folder: Path) -> bool:
-    """Leave out what is hidden, and a link back to the folder or above it: it would list every image twice."""
-    if entry.name[0] == "." or not os.path.isdir(entry.path):
-        return False
-    return not entry.is_symlink() or not folder.resolve().is_relative_to(Path(entry.path).resolve())
+def _folders_below(folder: str, images: list[str]) -> set[str]:
+    """Return the folders directly below one that have images, and an empty name if images lie in it."""
+    return {os.path.relpath(path, folder).rpartition(os.sep)[0].partition(os.sep)[0] for path in images}
 
 
-def _is_image(name: str) -> bool:
-    return name[0] != "." and name.lower().endswith(IMAGE_SUFFIXES)
+def _in_order_of_numbers(names: Iterable[str]) -> Callable | None:
+    return int if all(name.isdecimal() for name in names) else None
 
 
-def _images_below(folder: Path) -> list[str]:
-    found, special, ahead = [], [], [os.fspath(folder)]
-    while ahead:
-        with os.scandir(ahead.pop()) as entries:  # os.walk would leave out a folder that it may not read
-            here = sorted(entries, key=lambda entry: entry.name)
-        kinds = [_kind(entry) for entry in here]
-        images = [(entry.path, kind) for entry, kind in zip(here, kinds, strict=True) if _is_image(entry.name)]
-        found += [path for path, kind in images if kind == "file"]
-        special += [path for path, kind in images if kind == "special"]
-        folders = [entry for entry, kind in zip(here, kinds, strict=True) if kind == "folder"]
-        ahead += [entry.path for entry in reversed(folders) if entry.name[0] != "." and not entry.is_symlink()]
-    if special:
-        what = f"{len(special):,} that are no regular files, but pipes, sockets or devices, such as"
-        warnings.warn(f"left out: {what} {printable(special[0])}", stacklevel=3)
-    return found
+def _some(names: Iterable[str]) -> str:
+    first, *others = map(printable, names)
+    return ", ".join([first, *others[:4]]) + (f" and {len(others) - 4:,} more" if len(others) > 4 else "")
 
 
-def _kind(entry: os.DirEntry) -> str:
-    try:
-        if entry.is_file():
-            return "file"
-        if entry.is_dir():
-            return "folder"
-        return "file" if entry.is_symlink() and not os.path.exists(entry.path) else "special"
-    except OSError:
-        return "file"  # a link to itself stays in the list, like a broken link: reading it raises a clear error
+def _image_files(listing: Listing, classes: dict[str, str], class_names: Sequence[str]) -> ImageFiles:
+    """Return the images with their classes, and a summary of all that was found."""
+    numbers = {name: number for number, name in enumerate(class_names)}
+    labels = np.array([numbers[name] for name in classes.values()])
+    counts = np.bincount(labels, minlength=len(numbers))
+    found = _some(f"{name}: {count:,}" for name, count in zip(class_names, counts, strict=True))
+    lines = [f"{len(labels):,} images, {len(numbers)} classes: {found}", *listing.describe()]
+    return ImageFiles(tuple(classes), labels, tuple(class_names), "\n".join(lines))
 
 
 def course_images(count: int | None = None) -> ImageFiles:

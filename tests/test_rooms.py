@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = (  # from the ground up
     ("what needs nothing else of the course", "files epochs plain_lock quiet"),
-    ("images and the folders that hold them", "images folders"),
+    ("images and the folders that hold them", "images listing tables folders"),
     ("a child process with a budget", "sandbox"),
     (
         "pipelines, what they feed, and how that is judged",

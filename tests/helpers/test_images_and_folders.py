@@ -60,15 +60,21 @@ def test_folders_inside_a_class_folder_belong_to_the_class(tmp_path):
 
 def test_leaves_out_what_is_hidden_and_what_is_no_image(tmp_path):
     stored(tmp_path / "cat", "1.jpg", JPEG)
-    for name in (".2.jpg", "._1.jpg", "notes.txt", "jpg", "3.jpg.part", ".jpg"):
+    for name in (".2.jpg", "._1.jpg", "notes.txt", "3.jpg.part", ".jpg"):
         stored(tmp_path / "cat", name, JPEG)
+    stored(tmp_path / "cat", "jpg", b"no image")
     stored(tmp_path / ".cache", "4.jpg", JPEG)
     stored(tmp_path / "cat" / ".thumbnails", "5.jpg", JPEG)
     stored(tmp_path, "cover.jpg", JPEG)
     (tmp_path / "empty").mkdir()
-    files = find_images(tmp_path)
+    with pytest.warns(UserWarning) as caught:
+        files = find_images(tmp_path)
+    assert "no images in empty" in str(caught[0].message)
+    assert "left out 1 images beside the class folders, such as cover.jpg" in str(caught[1].message)
     assert [Path(path).name for path in files.paths] == ["1.jpg"]
     assert files.class_names == ("cat",)
+    left_out = "left out: 5 hidden, 1 .part, 1 .txt, 1 images beside the class folders, 1 without ending"
+    assert files.summary.splitlines() == ["1 images, 1 classes: cat: 1", left_out]
 
 
 def test_suffixes_in_any_case(tmp_path):
@@ -391,7 +397,7 @@ def test_what_is_no_regular_file_is_neither_listed_nor_waited_for(tmp_path):
     os.mkfifo(folder / "2.jpg")
     (folder / "3.jpg").symlink_to("/dev/zero")
     (folder / "4.jpg").symlink_to("4.jpg")
-    with pytest.warns(UserWarning, match="left out: 2 that are no regular files.*2.jpg"):
+    with pytest.warns(UserWarning, match="left out 2 that are no regular files.*2.jpg"):
         assert find_images(tmp_path).paths == (sound, str(folder / "4.jpg"))
     for name in ("2.jpg", "3.jpg"):
         with pytest.raises(ValueError, match=f"{name}: no regular file"):
