@@ -2,8 +2,8 @@
 
 Format, version 1. A folder holds
 
-- ``index.json``: the settings, the class names, the name, rows, bytes and SHA-256 of each shard, and the SHA-256 of
-  all this; written last, so that a folder with it is complete;
+- ``index.json``: the settings, the class names, the name, rows, bytes and SHA-256 of each shard, hashes of the files'
+  content and of their times, and the SHA-256 of all this; written last, so that a folder with it is complete;
 - ``labels.npy``: the class index of each row, shape ``(rows,)``, int64;
 - ``names.json``: the file that each row came from;
 - ``shard-00000.raw`` and so on: rows of ``height × width × channels`` bytes, uint8, RGB, and nothing else, so that

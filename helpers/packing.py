@@ -6,9 +6,11 @@ import errno
 import hashlib
 import json
 import os
+import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -18,7 +20,7 @@ import numpy as np
 
 from helpers.files import free_bytes, locked, sha256_of, usable_cores, whole_file, write_whole
 from helpers.folders import ImageFiles
-from helpers.images import BrokenFiles, read_image
+from helpers.images import BrokenFiles, decode_image, read_file
 from helpers.packed import FORMAT_VERSION, INDEX, LABELS, NAMES, PACKING, Packed, hash_of_index
 
 __all__ = ["default_folder", "default_packs_in", "pack"]
@@ -47,7 +49,11 @@ def pack(
 ) -> Packed | None:
     """Decode and resize each image once, and write shards of them. A second call finds the work done.
 
-    Packing that was interrupted goes on with the shards that are missing, or whose files have changed.
+    Packing that was interrupted goes on with the shards that are missing, or whose files have changed. A finished pack
+    of files that have changed is refused. A file is the same if its size, both its times and its inode are, and
+    otherwise if its content is: after a copy, or a change of its mode or only of its time, the next call reads files
+    whole, and notes their new times where it may. Names are compared below the folder that all files share, so a pack
+    can be moved with its files. A finished pack may be another user's, or on a read-only disk.
 
     Parameters
     ----------
@@ -100,20 +106,22 @@ def pack(
     names = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
     if names and INDEX not in names and PACKING not in names:
         raise ValueError(f"{folder} is not empty ({names[0]} …) and holds no pack; give another folder")
+    if (folder / INDEX).exists():
+        return _finished(folder, files, settings, broken)
     with _held(folder, shard):
-        if (folder / INDEX).exists():
+        if (folder / INDEX).exists():  # another process has packed it meanwhile
             return _finished(folder, files, settings, broken)
         _begin(folder, settings, len(files), alone=shard is None)
         shards = []
         with ThreadPoolExecutor(workers or usable_cores()) as pool:
-            encode = partial(pool.map, partial(_encoded, settings=settings, broken=broken))
             for number, part in enumerate(_parts(files, rows_per_shard)):
                 if number % step == first - 1:
                     path = folder / f"shard-{number:05d}{KINDS[kind]}"
-                    shards.append(_shard(path, part, kind, broken, encode, on_progress or (lambda count: None)))
+                    shards.append(_shard(path, part, settings, broken, pool, on_progress or (lambda count: None)))
         if shard is not None:
             return None
         _finish(folder, files, settings, shards)
+        _remove_older(folder, files)
         return Packed(folder)
 
 
@@ -141,31 +149,55 @@ def _parts(files: ImageFiles, rows: int) -> Iterator[ImageFiles]:
         yield files.select(range(start, min(start + rows, len(files))))
 
 
-def _hash_of(digests: list[str]) -> str:
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def _digest(files: ImageFiles) -> str:
-    """Return a hash of what would be packed: names, sizes, times of change, labels."""
+def _digest(files: ImageFiles, describe: Callable[[str], str]) -> str:
+    """Return a hash of names, labels, and what `describe` says of each file."""
+    start = len(os.path.dirname(os.path.commonprefix(files.paths)))  # noqa: RUF071, of the whole folders in it
     digest = hashlib.sha256()
     for path in files.paths:
-        try:
-            status = os.stat(path)
-            state = f"{status.st_size}\0{status.st_mtime_ns}"
-        except OSError:
-            state = "not there"  # reading the file will raise the error
-        digest.update(f"{path}\0{state}\0".encode(errors="surrogateescape"))
+        digest.update(f"{path[start:]}\0{describe(path)}\0".encode(errors="surrogateescape"))
     digest.update(files.labels.tobytes() + "\0".join(files.class_names).encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
+def _state(path: str) -> str:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return "not there"  # reading the file will raise the error
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
+
+
+def _content(path: str) -> str:
+    try:
+        return hashlib.sha256(read_file(path)).hexdigest()
+    except (OSError, ValueError):
+        return "not there"
+
+
+def _states_if_same(index: dict, parts: list[ImageFiles]) -> list[str] | None:
+    """Return the digests of the files' states if an index, or a shard's note, is of what is in them; None if not."""
+    states, before = [_digest(part, _state) for part in parts], index.get("states_sha256", ())
+    if len(before) != len(states):
+        return None
+    for part, state, state_before, content in zip(parts, states, before, index["files_sha256"], strict=True):
+        if state != state_before and content != _digest(part, _content):
+            return None
+    return states
+
+
 def _finished(folder: Path, files: ImageFiles, settings: dict, broken: BrokenFiles) -> Packed:
     packed = Packed(folder)
-    digests = [_digest(part) for part in _parts(files, settings["rows_per_shard"])]
-    _refuse_other(folder, {**settings, "files_sha256": _hash_of(digests)}, packed.settings)
+    _refuse_other(folder, settings, packed.settings)
+    states = _states_if_same(packed.settings, list(_parts(files, settings["rows_per_shard"])))
+    if states is None:
+        found = "other files, or of these before they changed (another files_sha256)"
+        raise ValueError(f"{folder} holds a pack of {found}; give another folder or remove it")
     if packed.skipped and not broken.skips:
         raise ValueError(f"{folder} was packed without {len(packed.skipped)} files; {packed.skipped[0][1]}")
-    _remove_leftovers(folder, {path.name for path in packed.shard_paths})  # of a run that was killed at its end
+    with suppress(OSError):  # we may not be allowed to
+        if states != packed.settings["states_sha256"]:
+            _write_index(folder, {**packed.settings, "states_sha256": states})
+        _remove_leftovers(folder, {path.name for path in packed.shard_paths})  # of a run that was killed at its end
     return packed
 
 
@@ -195,27 +227,35 @@ def _begin(folder: Path, settings: dict, file_count: int, *, alone: bool) -> Non
 
 
 def _shard(
-    path: Path, part: ImageFiles, kind: str, broken: BrokenFiles, encode: Callable, on_progress: Callable
+    path: Path,
+    part: ImageFiles,
+    settings: dict,
+    broken: BrokenFiles,
+    pool: ThreadPoolExecutor,
+    on_progress: Callable[[int], object],
 ) -> dict:
     """Write a shard unless an earlier call finished it; return its note, with the places in the part that are left out.
 
     An earlier call's shard counts if it and its files are as that call left them.
     """
-    note, digest = path.with_name(f"{path.name}.json"), _digest(part)  # a file that changes from now on is read again
+    note = path.with_name(f"{path.name}.json")
     try:
         shard = json.loads(note.read_bytes())
-        is_whole = shard["files_sha256"] == digest and shard["sha256"] == sha256_of(path)
-        if is_whole and (broken.skips or not shard["skipped"]):
+        states = _states_if_same(shard, [part]) if shard["sha256"] == sha256_of(path) else None
+        if states and (broken.skips or not shard["skipped"]):
             on_progress(len(part))
-            return shard
+            return {**shard, "states_sha256": states}
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         pass  # there is none, or it is damaged
+    states = [_digest(part, _state)]  # before the files are read: one that changes from now on is read again
+    contents: dict[str, str] = {}
+    encode = partial(_encoded, settings=settings, broken=broken, contents=contents)
     skipped: list[tuple[int, str]] = []
     with whole_file(path) as file:
-        with _rows_to(file, kind) as write:
+        with _rows_to(file, settings["kind"]) as write:
             for start in range(0, len(part), _CHUNK_ROWS):
                 chunk = part.paths[start : start + _CHUNK_ROWS]
-                for place, content in enumerate(encode(chunk), start):
+                for place, content in enumerate(pool.map(encode, chunk), start):
                     if content is None:
                         skipped.append((place, broken[part.paths[place]]))
                     else:
@@ -224,14 +264,18 @@ def _shard(
         file.flush()
         size, sha256 = Path(file.name).stat().st_size, sha256_of(file.name)
     shard = {"name": path.name, "rows": len(part) - len(skipped), "bytes": size, "sha256": sha256}
-    shard |= {"files_sha256": digest, "skipped": skipped}
+    files_sha256 = _digest(part, lambda path: contents.get(path, "not there"))
+    shard |= {"skipped": skipped, "states_sha256": states, "files_sha256": [files_sha256]}
     write_whole(note, json.dumps(shard))
     return shard
 
 
-def _encoded(path: str, settings: dict, broken: BrokenFiles) -> bytes | np.ndarray | None:
+def _encoded(path: str, settings: dict, broken: BrokenFiles, contents: dict[str, str]) -> bytes | np.ndarray | None:
+    """Return a row, or None for a broken file that is skipped; note the hash of what was decoded."""
     with broken.caught(path):
-        image = read_image(path, image_size=tuple(settings["image_size"]), channels=settings["channels"])
+        data = read_file(path)
+        contents[path] = hashlib.sha256(data).hexdigest()
+        image = decode_image(data, path, image_size=tuple(settings["image_size"]), channels=settings["channels"])
         if settings["kind"] == "raw":
             return image
         colours = image[:, :, ::-1] if settings["channels"] == 3 else image  # OpenCV writes BGR
@@ -276,7 +320,7 @@ def _finish(folder: Path, files: ImageFiles, settings: dict, shards: list[dict])
     write_whole(folder / NAMES, json.dumps([files.paths[row] for row in rows]))
     index = {
         **settings,
-        "files_sha256": _hash_of([shard["files_sha256"] for shard in shards]),
+        **{key: [shard[key][0] for shard in shards] for key in ("states_sha256", "files_sha256")},
         "rows": len(rows),
         "class_names": list(files.class_names),
         "shards": [{key: shard[key] for key in ("name", "rows", "bytes", "sha256")} for shard in shards],
@@ -284,9 +328,12 @@ def _finish(folder: Path, files: ImageFiles, settings: dict, shards: list[dict])
         "labels_sha256": sha256_of(folder / LABELS),
         "names_sha256": sha256_of(folder / NAMES),
     }
-    index["sha256"] = hash_of_index(index)
-    write_whole(folder / INDEX, json.dumps(index, indent=1))
+    _write_index(folder, index)
     _remove_leftovers(folder, {shard["name"] for shard in shards})
+
+
+def _write_index(folder: Path, index: dict) -> None:
+    write_whole(folder / INDEX, json.dumps({**index, "sha256": hash_of_index(index)}, indent=1))
 
 
 def _remove_leftovers(folder: Path, shard_names: set[str]) -> None:
@@ -297,9 +344,37 @@ def _remove_leftovers(folder: Path, shard_names: set[str]) -> None:
 
 
 def default_folder(files: ImageFiles, image_size: tuple[int, int], channels: int = 3) -> Path:
-    """Return where a pack of these files is kept when nobody says: below ``COURSE_PACKED``, or ``data/packed``."""
-    base = os.environ.get("COURSE_PACKED") or Path(__file__).resolve().parent.parent / "data" / "packed"
-    return Path(base) / f"{_digest(files)[:16]}-{image_size[0]}x{image_size[1]}x{channels}"
+    """Return where a pack of these files is kept when nobody says: below ``COURSE_PACKED``, or ``data/packed``.
+
+    It is the folder of a finished pack of these files, or a new one if there is none or a file has changed. When `pack`
+    has finished the new one, it removes those from before the change, and says so by a warning.
+    """
+    base = Path(os.environ.get("COURSE_PACKED") or Path(__file__).resolve().parent.parent / "data" / "packed")
+    listed, here = _listed(files)
+    size = f"{image_size[0]}x{image_size[1]}x{channels}"
+    for folder in sorted(base.glob(f"{listed}-*-{size}")):
+        with suppress(OSError, ValueError):  # it is unfinished, or damaged
+            index = Packed(folder).settings
+            if _states_if_same(index, list(_parts(files, index["rows_per_shard"]))):
+                return folder
+    return base / f"{listed}-{here}-{_digest(files, _state)[:8]}-{size}"
+
+
+def _listed(files: ImageFiles) -> tuple[str, str]:
+    """Return hashes of the list, the same wherever the files are and however they change, and of where they are."""
+    here = os.path.abspath(files.paths[0]).encode(errors="surrogateescape")
+    return _digest(files, lambda path: "")[:16], hashlib.sha256(here).hexdigest()[:8]
+
+
+def _remove_older(folder: Path, files: ImageFiles) -> None:
+    """Remove packs of these files from before they changed, if this one is where `default_folder` says."""
+    start = "-".join(_listed(files))
+    if folder.name.startswith(start):
+        for older in folder.parent.glob(f"{start}-*-{folder.name.rpartition('-')[2]}"):
+            if older.name != folder.name and not older.is_symlink():
+                with suppress(OSError), locked(older / ".lock", "another process is packing"):
+                    shutil.rmtree(older)
+                    warnings.warn(f"{older}: removed, since its images have changed and are packed again", stacklevel=3)
 
 
 @contextmanager
