@@ -8,7 +8,8 @@ FOLDER holds one folder of images for each class. Raw shards hold pixels, 147 Ki
 original JPEG weighs; a pipeline only copies them. JPEG shards are smaller and have to be decoded again. An interrupted
 run goes on where it stood when it is started again with the same arguments. With --shard i/n, n processes that know
 nothing of each other write every n-th shard each; the same command without it, when they have ended, joins them: it
-compares their shards with the hashes and packs what is missing. All must see FOLDER and DIR under one path.
+compares their shards with the hashes and packs what is missing. They may run as several users of one group, if the
+group may write to DIR.
 
 The format is described in `helpers/packed.py`; numpy alone reads it.
 

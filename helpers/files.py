@@ -94,7 +94,7 @@ def locked(path: str | os.PathLike, busy: str, *, wait_s: float = 0.0) -> Iterat
     Parameters
     ----------
     path : path
-        The lock file; it stays.
+        The lock file; it stays. The group of its owner may lock it, too.
     busy : str
         What to say when another process holds it.
     wait_s : float
@@ -106,7 +106,7 @@ def locked(path: str | os.PathLike, busy: str, *, wait_s: float = 0.0) -> Iterat
         If another process holds the lock; its text is ``busy``.
     """
     try:
-        lock = FileLock(path).acquire(timeout=wait_s)
+        lock = FileLock(path, mode=0o664).acquire(timeout=wait_s)
     except Timeout:
         raise BlockingIOError(busy) from None
     with lock:

@@ -14,58 +14,35 @@ import numpy as np
 
 from helpers.files import printable
 
-__all__ = [
-    "MAX_PIXELS",
-    "BrokenFiles",
-    "decode_image",
-    "jpeg_size",
-    "read_file",
-    "read_image",
-    "reduction",
-]
+__all__ = ["MAX_PIXELS", "BrokenFiles", "decode_image", "jpeg_size", "read_file", "read_image", "reduction"]
 
 MAX_PIXELS = 2**29 // 3  # TensorFlow decodes no more in colour, and Pillow calls more a decompression bomb
 MAX_FILE_BYTES = 2**29
 
-_REDUCED = {
-    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
-    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
-    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
-}
-_FLAGS = {  # by channels and reduction
-    (3, 1): cv2.IMREAD_COLOR_RGB,
-    (1, 1): cv2.IMREAD_GRAYSCALE,
-    # RGB and IMREAD_REDUCED_COLOR exclude each other; to RGB added, the grayscale flag only says how much to reduce.
-    **{(3, reduce): cv2.IMREAD_COLOR_RGB | flag for reduce, flag in _REDUCED.items()},
-    **{(1, reduce): flag for reduce, flag in _REDUCED.items()},
-}
+_COLOURS = {3: cv2.IMREAD_COLOR_RGB, 1: cv2.IMREAD_GRAYSCALE}
+# RGB and IMREAD_REDUCED_COLOR exclude each other; to RGB added, the grayscale flag only says how much to reduce.
+_REDUCED = {1: 0} | {reduce: getattr(cv2, f"IMREAD_REDUCED_GRAYSCALE_{reduce}") for reduce in (2, 4, 8)}
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 # A marker is 0xFF and a byte; but inside image data 0x00 makes 0xFF plain data, and 0xD0 to 0xD7 restart the decoder.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
+_SIZES = (  # how a file begins; where its width stands, bits from there to the height, bits of each, what to add
+    (re.compile(rb"GIF"), 6, 16, 16, 0),
+    (re.compile(rb"BM"), 18, 32, 32, 0),
+    (re.compile(rb"RIFF....WEBPVP8X", re.DOTALL), 24, 24, 24, 1),
+    (re.compile(rb"RIFF....WEBPVP8L", re.DOTALL), 21, 14, 14, 1),
+    (re.compile(rb"RIFF....WEBP", re.DOTALL), 26, 16, 14, 0),
+)
 
 
 class BrokenFiles(dict):
     """Files that could not be read, each with its reason, and what is done about them.
 
-    ::
-
-        broken = BrokenFiles("skip")
-        for path in paths:
-            with broken.caught(path):
-                images.append(read_image(path))
-
     Parameters
     ----------
     on_error : {"raise", "skip"}
-        Whether an OSError or a ValueError leaves the block, or is kept here under the path while the program goes on.
-        Other errors leave the block in both cases. The first one that is skipped is told by a warning.
+        Whether an OSError or a ValueError leaves a block of `caught`, or is kept here while the program goes on.
     warn : bool
-        False where somebody else tells what was skipped.
-
-    Raises
-    ------
-    ValueError
-        If `on_error` is neither of the two.
+        Whether a warning tells the first one that is skipped.
     """
 
     def __init__(self, on_error: str = "raise", *, warn: bool = True):
@@ -92,8 +69,7 @@ class BrokenFiles(dict):
     def note(self, reasons: dict[str, str]) -> None:
         """Take over what somebody else skipped: reasons by path."""
         if reasons and not self and self._warn:
-            reason = next(iter(reasons.values()))
-            warnings.warn(f"left out: {reason} (all of them stand in .skipped)", stacklevel=2)
+            warnings.warn(f"left out: {next(iter(reasons.values()))} (all of them stand in .skipped)", stacklevel=2)
         self.update(reasons)
 
 
@@ -103,21 +79,21 @@ def read_file(path: str) -> bytes:
     Raises
     ------
     OSError
-        If it cannot be read; a file that is not there is a FileNotFoundError.
+        If it cannot be read.
     ValueError
         If it is no regular file: a named pipe would be waited for without end. Or if it has more than `MAX_FILE_BYTES`.
     """
-    with open(path, "rb", opener=_open_without_waiting) as file:
+    with open(path, "rb", opener=lambda path, flags: os.open(path, flags | getattr(os, "O_NONBLOCK", 0))) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{printable(path)}: no regular file, but a pipe, a socket or a device; remove it")
+            raise _fault(path, "no regular file, but a pipe, a socket or a device", "remove it")
         if status.st_size > MAX_FILE_BYTES:
-            raise ValueError(f"{printable(path)}: {status.st_size:,} bytes are too many for one image; remove it")
+            raise _fault(path, f"{status.st_size:,} bytes are too many for one image", "remove it")
         return file.read()
 
 
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+def _fault(path: str, found: str, remedy: str) -> ValueError:
+    return ValueError(f"{printable(path)}: {found}; {remedy}")
 
 
 def read_image(path: str, *, image_size: tuple[int, int] | None = None, channels: int = 3) -> np.ndarray:
@@ -129,23 +105,22 @@ def read_image(path: str, *, image_size: tuple[int, int] | None = None, channels
     Parameters
     ----------
     path : str
-        An image file.
     image_size : (int, int), optional
         ``(height, width)`` of the result in pixels; by default the size of the file.
     channels : {3, 1}
-        3 for RGB, 1 for grayscale.
+        RGB or grayscale.
 
     Returns
     -------
     numpy.ndarray
-        Shape ``(height, width, channels)``, uint8, RGB order.
+        Shape ``(height, width, channels)``, uint8.
 
     Raises
     ------
     OSError
-        If the file cannot be read; one that is not there is a FileNotFoundError.
+        If the file cannot be read.
     ValueError
-        If the file holds no image, a truncated one, or one of more than `MAX_PIXELS`; the message names the file.
+        If it holds no image, a truncated one, or one of more than `MAX_PIXELS`; the message names the file.
     """
     return decode_image(read_file(path), path, image_size=image_size, channels=channels)
 
@@ -153,101 +128,68 @@ def read_image(path: str, *, image_size: tuple[int, int] | None = None, channels
 def decode_image(
     data: bytes, path: str, *, image_size: tuple[int, int] | None = None, channels: int = 3, reduce: int = 1
 ) -> np.ndarray:
-    """Decode the bytes of an image file, as `read_image` does.
+    """Decode the bytes of an image file, as `read_image` does, which describes the other parameters.
 
     Parameters
     ----------
-    data : bytes
-        All bytes of the file.
     path : str
         Its name, for messages.
-    image_size, channels
-        As for `read_image`.
     reduce : {1, 2, 4, 8}
         Decode at 1/1, 1/2, 1/4 or 1/8 of the stored width and height. A JPEG decoder leaves out the part of each block
         of 8×8 frequencies that would not be seen, and the work with it.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape ``(height, width, channels)``, uint8, RGB order.
-
-    Raises
-    ------
-    ValueError
-        If the bytes are no image, a truncated one, or one of more than `MAX_PIXELS`; the message names the file.
     """
-    if (channels, reduce) not in _FLAGS:
-        found = f"channels is {channels}, reduce is {reduce}"
-        raise ValueError(f"{found}: give 3 for RGB or 1 for grayscale, and reduce 1, 2, 4 or 8")
+    if channels not in _COLOURS or reduce not in _REDUCED:
+        raise ValueError(f"channels={channels}, reduce={reduce}: give 3 for RGB or 1 for grayscale, and 1, 2, 4 or 8")
     if not data:
-        raise ValueError(f"{printable(path)}: an empty file; remove it or replace it")
-    if _is_truncated_jpeg(data):
-        found = f"truncated JPEG ({len(data):,} bytes and no end)"
-        raise ValueError(f"{printable(path)}: {found}; copy or download it again")
+        raise _fault(path, "an empty file", "remove it or replace it")
+    # Of a truncated JPEG, OpenCV 4 fills the missing part with grey and says nothing; OpenCV 5 refuses the file.
+    is_jpeg, is_ended = data.startswith(_JPEG_START), data.endswith(_JPEG_END)
+    if is_jpeg and not is_ended and all(marker != _JPEG_END[1] for marker, _ in _jpeg_segments(data)):
+        raise _fault(path, f"truncated JPEG ({len(data):,} bytes and no end)", "copy or download it again")
     height, width = _stored_size(data)
     if height * width > MAX_PIXELS:
         found = f"{width:,}×{height:,} pixels by its header, and {MAX_PIXELS:,} are the limit"
-        raise ValueError(f"{printable(path)}: {found}; remove it or make it smaller")
+        raise _fault(path, found, "remove it or make it smaller")
+    flags = _COLOURS[channels] | _REDUCED[reduce] | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS[channels, reduce] | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         if error.code == cv2.Error.STS_NO_MEM:
             raise
         image = None
     if image is None:
-        found = f"{len(data):,} bytes that OpenCV cannot decode"
-        raise ValueError(f"{printable(path)}: {found}; remove it or replace it")
+        raise _fault(path, f"{len(data):,} bytes that OpenCV cannot decode", "remove it or replace it")
     if image_size is not None:
         image = cv2.resize(image, image_size[::-1], interpolation=cv2.INTER_LINEAR)
     return image if channels == 3 else image[:, :, np.newaxis]
 
 
-def _is_truncated_jpeg(data: bytes) -> bool:
-    """Tell whether a JPEG stops before its end-of-image marker.
-
-    Decoders differ: OpenCV 4 fills the missing part with grey and says nothing, OpenCV 5 refuses the file. The segments
-    are followed one by one, because the end marker of a thumbnail in the header, or of whatever a camera appends, is
-    not the end of the image.
-    """
-    if not data.startswith(_JPEG_START) or data.endswith(_JPEG_END):
-        return False
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the marker of each segment of a JPEG, not those of a thumbnail inside one, and the position behind it."""
     position = len(_JPEG_START)
     while marker := _JPEG_MARKER.search(data, position):
-        if marker[0] == _JPEG_END:
-            return False
-        # Any other segment gives its length. The data of a scan follows its segment and ends at the next marker.
+        yield marker[0][1], marker.end()
+        # A segment gives its length. The data of a scan follows its segment and ends at the next marker.
         position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
-    return True
 
 
 def _stored_size(data: bytes) -> tuple[int, int]:
     """Return (height, width) as the header says, before anything is decoded; (0, 0) where it is not understood."""
-    if data.startswith(_JPEG_START):
-        return jpeg_size(data)
     if data.startswith(b"\x89PNG"):
         return int.from_bytes(data[20:24]), int.from_bytes(data[16:20])
-    if data.startswith(b"BM"):
-        height, width = (int.from_bytes(data[at : at + 4], "little", signed=True) for at in (22, 18))
-        return abs(height), abs(width)  # a negative height: rows from top to bottom
-    if data.startswith(b"GIF"):
-        return int.from_bytes(data[8:10], "little"), int.from_bytes(data[6:8], "little")
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return _stored_webp_size(data)
-    return 0, 0  # OpenCV itself decodes no more than 2**30 pixels
+    for beginning, start, shift, bits, add in _SIZES:
+        if beginning.match(data):
+            both = int.from_bytes(data[start : start + 8], "little")
+            height, width = (add + (side & (1 << bits) - 1) for side in (both >> shift, both))
+            return min(height, 2**32 - height), width  # in a BMP, below zero where rows run from top to bottom
+    return jpeg_size(data)  # of anything else, OpenCV itself decodes no more than 2**30 pixels
 
 
 def jpeg_size(data: bytes) -> tuple[int, int]:
     """Return (height, width) in pixels as the header of a JPEG says; (0, 0) if it is none."""
-    position = len(_JPEG_START)
-    while data.startswith(_JPEG_START) and position + 9 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker == 0xFF:  # any number of them may stand before a marker
-            position += 1
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame's header
-            return int.from_bytes(data[position + 5 : position + 7]), int.from_bytes(data[position + 7 : position + 9])
-        else:
-            position += 2 + int.from_bytes(data[position + 2 : position + 4])
+    for marker, start in _jpeg_segments(data) if data.startswith(_JPEG_START) else ():
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and start + 7 <= len(data):  # a frame's header
+            return int.from_bytes(data[start + 3 : start + 5]), int.from_bytes(data[start + 5 : start + 7])
     return 0, 0
 
 
@@ -260,14 +202,3 @@ def reduction(size: tuple[int, int], image_size: tuple[int, int], at_least: floa
         if all(s / reduce >= at_least * w for s, w in zip(size, image_size, strict=True)):
             return reduce
     return 1
-
-
-def _stored_webp_size(data: bytes) -> tuple[int, int]:
-    kind = data[12:16]
-    if kind == b"VP8X":
-        height, width = int.from_bytes(data[27:30], "little"), int.from_bytes(data[24:27], "little")
-        return height + 1, width + 1
-    if kind == b"VP8L":
-        bits = int.from_bytes(data[21:25], "little")
-        return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
-    return int.from_bytes(data[28:30], "little") & 0x3FFF, int.from_bytes(data[26:28], "little") & 0x3FFF

@@ -2,17 +2,15 @@
 
 Format, version 1. A folder holds
 
-- ``index.json``: the settings, the class names, the name, rows, bytes and SHA-256 of each shard, and the SHA-256 of
-  all this; written last, so that a folder with it is complete;
+- ``index.json``: the settings, the class names, the name, rows, bytes and SHA-256 of each shard, hashes of the files'
+  content and of their times, and the SHA-256 of all this; written last, so that a folder with it is complete;
 - ``labels.npy``: the class index of each row, shape ``(rows,)``, int64;
 - ``names.json``: the file that each row came from;
 - ``shard-00000.raw`` and so on: rows of ``height × width × channels`` bytes, uint8, RGB, and nothing else, so that
   ``np.memmap(shard, np.uint8, "r").reshape(-1, height, width, channels)`` reads it; or ``shard-00000.tfrecord``:
-  TFRecords of ``tf.train.Example`` with ``image`` (JPEG bytes), ``label`` and ``row``.
+  TFRecords of ``tf.train.Example`` with ``image`` (JPEG bytes) and ``label``.
 
-While it is written, ``packing.json`` holds the settings and each finished shard has its ``.json`` beside it: packing
-that was interrupted goes on with the shards that are missing, or whose files have changed. Several processes, on as
-many machines as share the folder, may each write some of the shards; a call that packs all of them joins what is there.
+While it is written, ``packing.json`` holds the settings and each finished shard has its ``.json`` beside it.
 """
 
 from __future__ import annotations
@@ -20,10 +18,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import threading
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 
@@ -36,18 +33,14 @@ __all__ = ["Packed"]
 FORMAT_VERSION = 1
 INDEX, LABELS, NAMES, PACKING = "index.json", "labels.npy", "names.json", "packing.json"
 _MAPPED_SHARDS = 256  # each holds a file open
+_DIFFERS = "not what was written (another SHA-256)"
 
 
 class Packed:
     """A finished folder of packed images. Threads may share it; processes may inherit it.
 
-    Parameters
-    ----------
-    folder : path
-
     Attributes
     ----------
-    folder : pathlib.Path
     settings : dict
         As in ``index.json``.
     labels : numpy.ndarray
@@ -78,46 +71,37 @@ class Packed:
         self._ends = list(accumulate(shard["rows"] for shard in self.settings["shards"]))
         self.labels = self._read_labels()
         self.check()
-        self._mapped: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._lock = threading.Lock()
+        shape = (-1, *self.image_size, self.channels)
+        self._map = lru_cache(_MAPPED_SHARDS)(lambda path: np.asarray(np.memmap(path, np.uint8, "r")).reshape(shape))
 
     def _read_index(self) -> dict:
         path = self.folder / INDEX
         try:
             index = json.loads(path.read_bytes())
-            version = index["version"]
+            if index["version"] != FORMAT_VERSION:
+                raise ValueError(f"format version {index['version']}, this program reads {FORMAT_VERSION}")
+            if index["sha256"] != hash_of_index(index):
+                raise ValueError("not as it was written: another SHA-256")
         except FileNotFoundError:
-            unfinished = " (it was interrupted: pack the same files again to go on)"
-            hint = unfinished if (self.folder / PACKING).exists() else ""
+            is_begun = (self.folder / PACKING).exists()
+            hint = " (it was interrupted: pack the same files again to go on)" if is_begun else ""
             raise FileNotFoundError(f"{self.folder}: no finished pack{hint}") from None
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(f"{path}: not an index ({error}); pack the images again") from None
-        if version != FORMAT_VERSION:
-            found = f"format version {version}, this program reads {FORMAT_VERSION}"
-            raise ValueError(f"{path}: {found}; pack the images again")
-        if index.get("sha256") != hash_of_index(index):
-            raise ValueError(f"{path}: not as it was written (another SHA-256); pack the images again")
         return index
 
     def _read_labels(self) -> np.ndarray:
         path = self.folder / LABELS
         try:
             labels = np.load(path, mmap_mode="r")
-        except FileNotFoundError:
-            raise
+            if (labels.dtype, labels.shape) != (np.int64, (self.settings["rows"],)):
+                raise ValueError(f"not those of {self.settings['rows']:,} rows")
         except Exception as error:  # whatever NumPy makes of damaged bytes
-            raise ValueError(f"{path}: not an array ({error}); remove the folder and pack again") from None
-        if not isinstance(labels, np.ndarray) or labels.dtype != np.int64 or labels.shape != (self.settings["rows"],):
-            raise ValueError(
-                f"{path}: not the labels of {self.settings['rows']:,} rows; remove the folder and pack again"
-            )
+            raise ValueError(f"{path}: not the labels ({error}); remove the folder and pack again") from None
         return labels
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    def __repr__(self) -> str:
-        return f"Packed({len(self):,} rows of {self.image_size[0]}×{self.image_size[1]}×{self.channels})"
 
     def __reduce__(self) -> tuple:
         return Packed, (self.folder,)
@@ -125,13 +109,9 @@ class Packed:
     def names(self) -> list[str]:
         """Return the file that each row came from; it takes memory for all of them."""
         path = self.folder / NAMES
-        try:
-            names = json.loads(path.read_bytes())
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}: not a list of names ({error})") from None
-        if not isinstance(names, list) or len(names) != len(self):
-            raise ValueError(f"{path}: not the names of {len(self):,} rows")
-        return names
+        if sha256_of(path) != self.settings["names_sha256"]:
+            raise ValueError(f"{path}: {_DIFFERS}")
+        return json.loads(path.read_bytes())
 
     def __getitem__(self, row: int) -> np.ndarray:
         """Return one image without reading it: its pixels come from the disk, or from the page cache, when used.
@@ -142,52 +122,21 @@ class Packed:
         Returns
         -------
         numpy.ndarray
-            Shape ``(height, width, channels)``, uint8, RGB, read-only.
-
-        Raises
-        ------
-        IndexError
-            If there is no such row.
-        ValueError
-            If the folder holds TFRecords.
+            Shape ``(height, width, channels)``, uint8, RGB, read-only; a ValueError if the folder holds TFRecords.
         """
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self):,}")
+        if self.settings["kind"] != "raw":
+            raise ValueError(f"{self.folder} holds TFRecords: read them with tf.data.TFRecordDataset")
         shard = bisect_right(self._ends, row)
-        return self._shard(shard)[row - (self._ends[shard - 1] if shard else 0)]
+        return self._map(self.shard_paths[shard])[row - (self._ends[shard - 1] if shard else 0)]
 
-    def _shard(self, number: int) -> np.ndarray:
-        with self._lock:
-            if number in self._mapped:
-                self._mapped.move_to_end(number)
-            else:
-                if self.settings["kind"] != "raw":
-                    raise ValueError(f"{self.folder} holds TFRecords: read them with tf.data.TFRecordDataset")
-                rows = np.memmap(self.shard_paths[number], np.uint8, "r")
-                self._mapped[number] = rows.view(np.ndarray).reshape(-1, *self.image_size, self.channels)
-                if len(self._mapped) > _MAPPED_SHARDS:
-                    self._mapped.popitem(last=False)
-            return self._mapped[number]
-
-    def read(self, rows: Sequence[int], out: np.ndarray | None = None) -> np.ndarray:
-        """Copy rows, in any order.
-
-        Parameters
-        ----------
-        rows : sequence of int
-        out : numpy.ndarray, optional
-            Where to put them: uint8, shape ``(len(rows), height, width, channels)``.
-
-        Returns
-        -------
-        numpy.ndarray
-            ``out``, or a new array.
-        """
-        if out is None:
-            out = np.empty((len(rows), *self.image_size, self.channels), np.uint8)
-        for row, image in zip(rows, out, strict=True):
+    def read(self, rows: Sequence[int]) -> np.ndarray:
+        """Return a copy of rows, in any order: uint8, shape ``(len(rows), height, width, channels)``."""
+        images = np.empty((len(rows), *self.image_size, self.channels), np.uint8)
+        for row, image in zip(rows, images, strict=True):
             image[...] = self[int(row)]
-        return out
+        return images
 
     def check(self) -> None:
         """Raise a ValueError that names a shard whose size is not that of the index; hashes are not compared."""
@@ -203,7 +152,7 @@ class Packed:
         for name, sha256 in parts:
             try:
                 if sha256_of(self.folder / name) != sha256:
-                    yield f"{self.folder / name}: not what was written (another SHA-256)"
+                    yield f"{self.folder / name}: {_DIFFERS}"
             except OSError as error:
                 yield f"{self.folder / name}: {error.strerror or error}"
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 __all__ = ["locked"]
 
 
-@contextmanager
+@contextlib.contextmanager
 def locked(path: str | os.PathLike, busy: str, *, wait_s: float = 0.0) -> Iterator[None]:
     """Run a block while no other process holds the same lock; a lock ends with its holder, however that ends.
 
     Parameters
     ----------
     path : path
-        The lock file; it stays.
+        The lock file; it stays. The group of its owner may lock it, too.
     busy : str
         What to say when another process holds it.
     wait_s : float
@@ -29,6 +29,8 @@ def locked(path: str | os.PathLike, busy: str, *, wait_s: float = 0.0) -> Iterat
         If another process holds the lock; its text is ``busy``.
     """
     with open(path, "ab") as file:
+        with contextlib.suppress(OSError):  # it is another user's
+            os.chmod(path, 0o664)
         end_s = time.monotonic() + wait_s
         while not _taken(file.fileno()):
             if time.monotonic() >= end_s:

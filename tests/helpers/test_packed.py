@@ -4,10 +4,13 @@ import errno
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from helpers import packing as module
 from helpers.folders import ImageFiles, course_images, find_images
 from helpers.images import read_image
 from helpers.packed import Packed
-from helpers.packing import MixedPackError, pack
+from helpers.packing import default_folder, default_packs_in, pack
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"image_size": (24, 32), "rows_per_shard": 8}
@@ -45,6 +48,12 @@ def copied(files, folder):
 def copies(files, tmp_path):
     """The same photographs as files that a test may break."""
     return copied(files, tmp_path / "images")
+
+
+def note_reading(monkeypatch, read):
+    """Put each file that is decoded from now on into a list."""
+    decode = module.decode_image
+    monkeypatch.setattr(module, "decode_image", lambda data, path, **kw: read.append(path) or decode(data, path, **kw))
 
 
 def tree(folder):
@@ -75,9 +84,7 @@ def test_rows_in_any_order(files, tmp_path):
     order = [20, 0, 7, 8, 7]
     images = expected(files, order)
     np.testing.assert_array_equal(packed.read(order), images)
-    out = np.zeros((5, 24, 32, 3), np.uint8)
-    assert packed.read(np.array(order), out) is out
-    np.testing.assert_array_equal(out, images)
+    np.testing.assert_array_equal(packed.read(np.array(order)), images)
     np.testing.assert_array_equal(packed[8], images[3])
     assert not packed[8].flags.writeable
     for row in (21, -1):
@@ -136,23 +143,221 @@ def test_a_second_call_writes_nothing(files, tmp_path):
 def test_settings_are_not_mixed(files, tmp_path, other):
     pack(files, tmp_path / "pack", **SMALL)
     before = tree(tmp_path / "pack")
-    with pytest.raises(MixedPackError, match=next(iter(other))):
+    with pytest.raises(ValueError, match=next(iter(other))):
         pack(files, tmp_path / "pack", **{**SMALL, **other})
     assert tree(tmp_path / "pack") == before
 
 
 def test_other_files_are_not_taken_for_these(files, copies, tmp_path):
     pack(copies, tmp_path / "pack", **SMALL)
-    with pytest.raises(MixedPackError, match="files_sha256"):
+    with pytest.raises(ValueError, match="files_sha256"):
         pack(copies.take(20), tmp_path / "pack", **SMALL)
     Path(copies.paths[3]).write_bytes(Path(copies.paths[4]).read_bytes())
-    with pytest.raises(MixedPackError, match="files_sha256"):
+    with pytest.raises(ValueError, match="files_sha256"):
         pack(copies, tmp_path / "pack", **SMALL)
+
+
+# ---- files that have changed, or only seem so ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_decoding(monkeypatch):
+    """Let nothing be packed from now on when called."""
+    return lambda: monkeypatch.setattr(module, "decode_image", lambda *_, **__: 1 / 0)
+
+
+def replaced(path, content, *, keep_time=True):
+    """Put another file in the place of one, as `rsync -a` does: of the same size and time."""
+    status, new = os.stat(path), Path(f"{path}.new")
+    new.write_bytes(content + bytes(status.st_size - len(content)))
+    if keep_time:
+        os.utime(new, ns=(status.st_atime_ns, status.st_mtime_ns))
+    os.replace(new, path)
+
+
+def smaller(path):
+    """Return another image of fewer bytes than that of a file."""
+    return cv2.imencode(".jpg", 255 - cv2.resize(cv2.imread(path), None, fx=0.5, fy=0.5))[1].tobytes()
+
+
+def test_a_file_replaced_by_one_of_the_same_size_and_time(copies, tmp_path):
+    with default_packs_in(tmp_path / "packs"):
+        before = default_folder(copies, (24, 32))
+        pack(copies, before, **SMALL)
+        replaced(copies.paths[12], smaller(copies.paths[12]))
+        with pytest.raises(ValueError, match="files_sha256"):
+            pack(copies, before, **SMALL)
+        assert default_folder(copies, (24, 32)) != before
+
+
+def test_a_file_replaced_while_its_pack_is_unfinished(copies, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_finish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pack(copies, tmp_path / "pack", **SMALL)
+    replaced(copies.paths[12], smaller(copies.paths[12]))
+    read = []
+    note_reading(monkeypatch, read)
+    packed = pack(copies, tmp_path / "pack", **SMALL)
+    assert sorted(read) == list(copies.paths[8:16])
+    np.testing.assert_array_equal(packed.read(range(21)), expected(copies))
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".png", ".webp"])
+def test_a_pixel_changed_in_the_middle_is_noticed(tmp_path, suffix):
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    path, lossless = str(tmp_path / f"1{suffix}"), [cv2.IMWRITE_WEBP_QUALITY, 101] if suffix == ".webp" else []
+    cv2.imwrite(path, pixels, lossless)
+    files = ImageFiles((path,), [0], ("one",))
+    pack(files, tmp_path / "pack", **SMALL)
+    pixels[100, 100] ^= 1
+    cv2.imwrite(path, pixels, lossless)
+    with pytest.raises(ValueError, match="files_sha256"):
+        pack(files, tmp_path / "pack", **SMALL)
+
+
+def touch(path):
+    os.utime(path, (1, 1))
+
+
+def touch_mode(path):
+    os.chmod(path, 0o600)
+
+
+def copy_anew(path):
+    replaced(path, Path(path).read_bytes(), keep_time=False)
+
+
+@pytest.mark.parametrize("change", [touch, touch_mode, copy_anew])
+def test_what_only_seems_to_have_changed_is_not_packed_again(copies, tmp_path, change, no_decoding):
+    with default_packs_in(tmp_path / "packs"):
+        pack(copies, default_folder(copies, (24, 32)), **SMALL)
+        for path in copies.paths[:12]:
+            change(path)
+        no_decoding()
+        assert len(pack(copies, default_folder(copies, (24, 32)), **SMALL)) == 21
+    assert len(os.listdir(tmp_path / "packs")) == 1
+
+
+@pytest.mark.parametrize("copy_file", [shutil.copy2, shutil.copy], ids=["with times", "without"])
+def test_a_pack_that_is_copied_with_its_files_stays_usable(copies, tmp_path, copy_file, no_decoding):
+    with default_packs_in(tmp_path / "images" / "packs"):
+        pack(copies, default_folder(copies, (24, 32)), **SMALL)
+    shutil.copytree(tmp_path / "images", tmp_path / "elsewhere" / "images", copy_function=copy_file)
+    shutil.rmtree(tmp_path / "images")
+    moved = ImageFiles(
+        tuple(path.replace("/images/", "/elsewhere/images/") for path in copies.paths),
+        copies.labels,
+        copies.class_names,
+    )
+    no_decoding()
+    with default_packs_in(tmp_path / "elsewhere" / "images" / "packs"):
+        packed = pack(moved, default_folder(moved, (24, 32)), **SMALL)
+    np.testing.assert_array_equal(packed.read(range(21)), expected(moved))
+
+
+def test_packs_from_before_a_change_are_removed_and_no_others(copies, tmp_path):
+    def packed_by_default(files, **settings):
+        return pack(files, default_folder(files, (24, 32)), **SMALL, **settings).folder
+
+    with default_packs_in(tmp_path / "packs"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        others = [packed_by_default(copies.take(20)), default_folder(copies, (8, 8)), tmp_path / "packs" / "mine"]
+        for folder in others[1:]:
+            pack(copies, folder, image_size=(8, 8))
+        negatives = copied(copies, tmp_path / "negatives" / "images")  # of the same names, in another place
+        for path in negatives.paths:
+            Path(path).write_bytes(smaller(path))
+        others.append(packed_by_default(negatives))
+        older = packed_by_default(copies)
+        linked = older.with_name(older.name.replace("-24x", "0-24x"))
+        linked.symlink_to(others[2])
+        Path(copies.paths[3]).write_bytes(smaller(copies.paths[3]))
+        with module._held(older):
+            newer = packed_by_default(copies)  # another process still packs the older one, so it stays
+        assert older.exists() and newer != older
+        Path(copies.paths[3]).write_bytes(smaller(copies.paths[4]))
+        with pytest.warns(UserWarning, match="removed, since its images have changed"):
+            newest = packed_by_default(copies)
+        np.testing.assert_array_equal(Packed(newest).read(range(21)), expected(copies))
+        pack(copies, tmp_path / "packs" / "my own", **SMALL)
+    assert sorted((tmp_path / "packs").iterdir()) == sorted([*others, linked, newest, tmp_path / "packs" / "my own"])
+
+
+# ---- several users ---------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_pack_needs_no_lock_and_writes_nothing(files, tmp_path, monkeypatch):
+    pack(files, tmp_path / "pack", **SMALL)
+    (tmp_path / "pack" / "packing.json").write_text("{}")  # left by a run that was killed at its end
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for name in ("locked", "write_whole", "whole_file"):
+        monkeypatch.setattr(module, name, refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert len(pack(files, tmp_path / "pack", **SMALL)) == 21
+    assert len(pack(files, tmp_path / "pack", shard=(1, 2), **SMALL)) == 21
+
+
+def test_a_pack_on_a_read_only_disk(copies, tmp_path, on_a_small_disk):
+    steps = f"""
+import os, subprocess
+from helpers import packing
+from helpers.folders import find_images
+from helpers.packing import default_folder, default_packs_in, pack
+packing.SPARE_BYTES = 0
+files = find_images({str(tmp_path / "images")!r})
+with default_packs_in(disk):
+    pack(files, default_folder(files, (8, 8)), image_size=(8, 8))
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    os.utime(files.paths[0], (1, 1))  # its new time cannot be noted
+    print(len(pack(files, default_folder(files, (8, 8)), image_size=(8, 8))))
+"""
+    assert on_a_small_disk(steps, 8) == "21\n"
+
+
+def test_locks_are_the_groups(files, tmp_path):
+    before = os.umask(0o077)
+    try:
+        pack(files, tmp_path / "pack", shard=(1, 2), **SMALL)
+    finally:
+        os.umask(before)
+    locks = sorted((tmp_path / "pack").glob(".lock*"))
+    assert [lock.name for lock in locks] == [".lock", ".lock-1-of-2"]
+    assert [lock.stat().st_mode & 0o777 for lock in locks] == [0o664] * 2
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only the superuser can be several users")
+def test_two_users_of_one_group_pack_and_a_third_one_joins(files):
+    group = 12345
+    with tempfile.TemporaryDirectory() as place:  # pytest's own folders are closed to other users
+        os.chmod(place, 0o755)
+        own = copied(files, Path(place) / "images")
+        folder = Path(place) / "pack"
+        folder.mkdir()
+        os.chown(folder, -1, group)
+        os.chmod(folder, 0o2775)
+        for number, shard in enumerate([(1, 2), (2, 2), None, None]):
+            if (child := os.fork()) == 0:
+                status = 1
+                try:
+                    signal.alarm(60)
+                    os.setgroups([])
+                    os.setgid(group)
+                    os.setuid(20000 + number)
+                    pack(own, folder, shard=shard, **SMALL)
+                    status = 0
+                finally:
+                    os._exit(status)
+            assert os.waitpid(child, 0)[1] == 0, f"user {number}"
+        assert not list(Packed(folder).faults())
 
 
 def test_a_folder_with_other_things_in_it_is_left_alone(files, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(MixedPackError, match=r"thesis\.txt"):
+    with pytest.raises(ValueError, match=r"thesis\.txt"):
         pack(files, tmp_path, **SMALL)
     assert os.listdir(tmp_path) == ["thesis.txt"]
 
@@ -181,9 +386,7 @@ def test_a_broken_file_is_named_and_then_only_its_shard_is_made_again(copies, tm
     Path(copies.paths[12]).write_bytes(whole)
     os.utime(copies.paths[12], ns=(times.st_atime_ns, times.st_mtime_ns))
     read = []
-    monkeypatch.setattr(
-        module, "read_image", lambda path, **settings: read.append(path) or read_image(path, **settings)
-    )
+    note_reading(monkeypatch, read)
     packed = pack(copies, tmp_path / "pack", **SMALL)
     assert sorted(read) == list(copies.paths[8:])  # the first shard of eight was finished
     np.testing.assert_array_equal(packed.read(range(21)), expected(copies))
@@ -293,13 +496,13 @@ def test_jpeg_shards(files, tmp_path):
         found = [tf.io.parse_single_example(record, features) for record in records]
         images = np.stack([tf.io.decode_jpeg(one["image"]).numpy() for one in found])
         faults = list(packed.faults())
-        return images, [int(one["label"]) for one in found], [int(one["row"]) for one in found], faults
+        return images, [int(one["label"]) for one in found], faults
 
-    KINDS = {"image": "string", "label": "int64", "row": "int64"}
-    images, labels, rows, faults = run(packed_and_read, tmp_path / "pack", timeout=120).unwrap()
+    KINDS = {"image": "string", "label": "int64"}
+    images, labels, faults = run(packed_and_read, tmp_path / "pack", timeout=120).unwrap()
     reference = np.stack([read_image(path, image_size=(96, 128)) for path in files.paths])
     assert np.abs(images.astype(int) - reference).mean() < 4
-    assert (labels, rows, faults) == (files.labels.tolist(), list(range(21)), [])
+    assert (labels, faults) == (files.labels.tolist(), [])
     with pytest.raises(ValueError, match="TFRecords"):
         Packed(tmp_path / "pack").read([0])
 

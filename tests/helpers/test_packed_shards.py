@@ -140,7 +140,7 @@ def test_broken_files_are_left_out_and_named(own_folder, folder):
     assert list(packed.faults()) == []
 
 
-def test_rows_of_jpeg_shards_are_numbered_through(own_folder, folder):
+def test_joined_jpeg_shards_without_a_broken_file(own_folder, folder):
     import tensorflow as tf
 
     Path(find_images(own_folder).paths[3]).write_bytes(b"no image")
@@ -150,8 +150,8 @@ def test_rows_of_jpeg_shards_are_numbered_through(own_folder, folder):
         pack(files, folder, shard=(number, 2), **settings)
     packed = pack(files, folder, **settings)
     records = tf.data.TFRecordDataset([str(path) for path in packed.shard_paths]).as_numpy_iterator()
-    rows = [tf.train.Example.FromString(record).features.feature["row"].int64_list.value[0] for record in records]
-    assert rows == list(range(len(files) - 1))
+    labels = [tf.train.Example.FromString(record).features.feature["label"].int64_list.value[0] for record in records]
+    assert labels == packed.labels.tolist() and len(labels) == len(files) - 1
 
 
 def test_four_processes_at_the_same_time(image_folder, folder, whole):

@@ -270,6 +270,11 @@ def test_a_lock_keeps_others_out_for_as_long_as_its_block_runs(tmp_path):
         pass
 
 
+def test_a_lock_is_the_groups(tmp_path):
+    with plain_lock.locked(tmp_path / ".lock", "taken"):
+        assert (tmp_path / ".lock").stat().st_mode & 0o777 == 0o664
+
+
 def test_a_lock_can_be_waited_for(tmp_path):
     path, order = tmp_path / ".lock", []
 

@@ -342,10 +342,9 @@ def memory_of_packed(folder: Path, passes: int) -> float:
 
     start_mib = memory.current().held_mib
     packed = Packed(folder)
-    out = np.empty((32, *packed.image_size, 3), np.uint8)
     for _ in range(passes):
         for start in range(0, len(packed) - 32, 32):
-            packed.read(range(start, start + 32), out)
+            packed.read(range(start, start + 32))
     return memory.current().held_mib - start_mib
 
 
