@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -110,6 +112,9 @@ def test_one_class_of_ten_images_and_larger_batches(seen, tmp_path, capsys):
     write_images(tmp_path / "ten", 10, class_names=("only",))
     assert benchmark.main([str(tmp_path / "ten"), *QUICK, "--batch-size", "64"]) == 0
     assert "generator" in capsys.readouterr().out
+    (code,) = re.findall("<pre>(.*?)</pre>", pages(tmp_path), re.DOTALL)
+    exec(html.unescape(code), shown := {})
+    assert [len(labels) for _, labels in shown["batches"]] == [10], "the code of the page does what it says"
 
 
 @pytest.mark.parametrize("kind, words", [("empty", "no images"), ("missing", "no such folder"), ("noise", "none of 1")])
