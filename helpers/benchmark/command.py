@@ -6,8 +6,8 @@ FOLDER holds one folder of images for each class, or images and a CSV file of th
 pipeline runs in processes of its own, within one memory budget, alone and beside an accelerator. A pipeline that runs
 out of memory is a result, not a failure. The outcome is a table, an HTML page, and advice.
 
-Exit status: 0; 1 if a pipeline raised, hung or died; 2 for images or arguments that make no sense; 130 for Ctrl-C,
-after what was measured until then has been shown.
+Exit status: 0; 1 if a pipeline raised, hung or died; 2 for images or arguments that make no sense, or if a result could
+not be written; 130 for Ctrl-C and 143 for SIGTERM, after what was measured until then has been written and shown.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import sys
 import time
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -34,7 +34,7 @@ from helpers.accelerators import EmulatedAccelerator, KerasAccelerator
 from helpers.benchmark.advice import advise
 from helpers.benchmark.rates import find_limits
 from helpers.benchmark.report import Findings, html_report
-from helpers.files import ExitStatus, free_bytes, locked, printable, write_whole
+from helpers.files import ExitStatus, free_bytes, locked, printable, tolerant_streams, write_whole
 from helpers.folders import ImageFiles, course_images, find_images, find_labelled_images, find_unlabelled_images
 from helpers.gpu import gpus
 from helpers.measure import Trial
@@ -54,18 +54,18 @@ _MOST_BROKEN_SHOWN = 10
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; return the exit status."""
+    tolerant_streams()
     options = _parse(arguments)
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is unfinished is cleared up
     try:
-        with warnings.catch_warnings():
+        with _on_signals(_stop), warnings.catch_warnings():
             warnings.simplefilter("always")
-            warnings.showwarning = lambda message, *_: _tell(str(message))
+            warnings.showwarning = lambda message, *_: _tell(printable(str(message)))
             if options.folder is None:
                 files, call = course_images(), "course_images()"
             else:
                 files, call = list_images(options.folder, options.labels, label_column=options.label_column)
-        with _workplace() as folder:
-            found = _measured(files, options, folder)
+            with _workplace() as folder:
+                found = _measured(files, options, folder)
     except ChildError as error:  # a file crashed a decoder, hung it, or filled the memory
         first_line = printable(str(error).partition("\n")[0])
         _tell(f"benchmark: looking at the images: {first_line}; check_images.py names the file")
@@ -73,21 +73,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         _tell(f"benchmark: {printable(str(error))}")
         return ExitStatus.CANNOT
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         _tell("benchmark: stopped before anything was measured")
-        return 130
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    _show(found)
+        return stopped.args[0]
+    with _on_signals(signal.SIG_IGN):  # it takes seconds, and minutes of measuring would be lost
+        written = _keep(found, options, call)
     try:
-        _keep(found, options, call)
-    except OSError as error:  # a full disk, or a folder that is not there
-        _tell(f"benchmark: not everything was written: {printable(str(error))}")
-        return ExitStatus.CANNOT
-    if found.interrupted:
-        return 130
+        _show(found, options)
+        sys.stdout.flush()
+    except OSError as error:  # a pipe that nobody reads any more, where Python would try again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _tell(f"benchmark: not everything was shown: {error}")
+        written = False
+    if found.stopped:
+        return found.stopped
     failed = any(one.outcome not in ("finished", "out of memory") for one in found.measurements)
-    return ExitStatus.FOUND if failed else ExitStatus.FINE
+    return ExitStatus.CANNOT if not written else ExitStatus.FOUND if failed else ExitStatus.FINE
+
+
+@contextmanager
+def _on_signals(handler: Callable | signal.Handlers) -> Iterator[None]:
+    """Handle Ctrl-C and SIGTERM in this way while the block runs."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler_before in before.items():
+            signal.signal(number, handler_before)
+
+
+def _stop(number: int, _: object) -> None:
+    """Raise KeyboardInterrupt with the exit status, once: clearing up takes a second and must not be stopped."""
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_IGN)
+    raise KeyboardInterrupt(128 + number)
 
 
 # ---- what to measure -------------------------------------------------------------------------------------------------
@@ -104,7 +123,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--pipelines", type=_names, default=tuple(PIPELINES), metavar="A,B", help=f"of {names}")
     add("--batch-size", type=_count, default=32, metavar="N")
     add("--image-size", type=_size, default=(224, 224), metavar="N", help="224, or 240x320")
-    add("--memory-budget", type=_positive, metavar="MIB", help="by default 80 %% of what is free now")
+    add("--memory-budget", type=_budget_mib, metavar="MIB", help="by default 80 %% of what is free now")
     add(
         "--accelerator",
         type=_accelerator,
@@ -151,6 +170,14 @@ def _positive(text: str) -> float:
     return value
 
 
+def _budget_mib(text: str) -> float:
+    budget_mib, machine_mib = _positive(text), memory.total_mib()
+    if budget_mib > machine_mib:
+        found = f"{budget_mib:,.0f} MiB is more than this machine's {machine_mib:,.0f} MiB"
+        raise argparse.ArgumentTypeError(f"{found}; give the budget in MiB, 1 MiB being 1,048,576 bytes")
+    return budget_mib
+
+
 def _accelerator(text: str) -> EmulatedAccelerator | KerasAccelerator | None:
     kind, _, rate = text.partition(":")
     if text in ("real", "none"):
@@ -182,11 +209,11 @@ def list_images(folder: Path, labels: Path | None = None, *, label_column: str |
         if len(tables) == 1 and (files is None or len(files.class_names) == 1):
             labels = tables[0]
         elif files is not None:
-            return files, f"find_images({printable(folder)!r})"
+            return files, f"find_images({str(folder)!r})"
         else:
-            return find_unlabelled_images(folder), f"find_unlabelled_images({printable(folder)!r})"
+            return find_unlabelled_images(folder), f"find_unlabelled_images({str(folder)!r})"
     column = f", label_column={label_column!r}" if label_column else ""
-    call = f"find_labelled_images({printable(folder)!r}, {printable(labels)!r}{column})"
+    call = f"find_labelled_images({str(folder)!r}, {str(labels)!r}{column})"
     return find_labelled_images(folder, labels, label_column=label_column), call
 
 
@@ -215,17 +242,17 @@ def _measured(files: ImageFiles, options: argparse.Namespace, folder: Path) -> F
         )
         for name in options.pipelines
     ]  # fmt: skip
-    interrupted = False
+    stopped = 0
     try:
         _rounds(trials, options.repeats, folder)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         if not any(trial.runs for trial in trials):
             raise
-        interrupted = True
+        (stopped,) = interruption.args
     measurements = [trial.measurement() for trial in trials if trial.runs]
     room = {"free_disk_bytes": free_bytes(folder), "budget_mib": budget_mib}
     advice = advise(measurements, limits, all_images=len(files), **room)
-    return Findings(measurements, limits, advice, len(files), budget_mib, interrupted)
+    return Findings(measurements, limits, advice, len(files), budget_mib, stopped)
 
 
 def _rounds(trials: list[Trial], repeats: int, folder: Path) -> None:
@@ -280,45 +307,74 @@ def _empty(folder: Path) -> None:
 
 
 def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        pass  # nobody reads it any more; what is measured is written all the same
 
 
-def _show(found: Findings) -> None:
-    Console().print(scoreboard.table(found.measurements))
-    print("", *found.advice.sentences, sep="\n")
-    if found.limits.broken:
-        print(f"{len(found.limits.broken):,} broken files were left out; the report names them.")
-    if found.interrupted:
-        print("Stopped before the end: this is what was measured until then.")
-
-
-def _keep(found: Findings, options: argparse.Namespace, call: str) -> None:
+def _keep(found: Findings, options: argparse.Namespace, call: str) -> bool:
+    """Write rows, page and JSON, each as far as that is possible; return whether all were written."""
     rows = _rows_path(options)
     page = rows.with_suffix(".html")
-    if options.reference and not found.interrupted:
+    if options.reference and not found.stopped:
         rows = _RESULTS / scoreboard.local_path().name
-        rows.unlink(missing_ok=True)
-        rows.parent.mkdir(parents=True, exist_ok=True)
-        scoreboard_by_pipeline({rows.stem: found.measurements}).savefig(rows.with_suffix(".png"))
-    for one in found.measurements:
-        scoreboard.record(one, rows)
     name = options.folder.resolve().name if options.folder else "the course's images"
-    html = html_report(found, name=name, code=_code(found.advice.pipeline, call, options))
-    page.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(page, html.encode(errors="backslashreplace"))
-    _tell(f"rows: {rows}\npage: {page}")
-    if options.json:
-        values = {
-            "limits": asdict(found.limits),
-            "advice": asdict(found.advice),
-            "all_images": found.all_images,
-            "measurements": [json.loads(one.to_json()) for one in found.measurements],
-        }
-        text = json.dumps(values, indent=1)
-        if str(options.json) == "-":
-            print(text)
-        else:
-            options.json.write_text(text, encoding="utf-8")
+
+    def write_rows() -> None:
+        if rows.parent == _RESULTS:
+            rows.unlink(missing_ok=True)
+            rows.parent.mkdir(parents=True, exist_ok=True)
+            scoreboard_by_pipeline({rows.stem: found.measurements}).savefig(rows.with_suffix(".png"))
+        for one in found.measurements:
+            scoreboard.record(one, rows)
+
+    def write_page() -> None:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        html = html_report(found, name=name, code=_code(found.advice.pipeline, call, options))
+        write_whole(page, html.encode(errors="backslashreplace"))
+
+    writers = {rows: write_rows, page: write_page}
+    if options.json and not _is_json_shown(options):
+        writers[options.json] = lambda: write_whole(options.json, _json(found))
+    failed = 0
+    for path, write in writers.items():
+        try:
+            write()
+            _tell(f"written: {printable(path)}")
+        except OSError as error:  # a full disk, or a folder that is not there
+            _tell(f"benchmark: not everything was written: {printable(str(error))}")
+            failed += 1
+    return not failed
+
+
+def _show(found: Findings, options: argparse.Namespace) -> None:
+    """Print table and advice; where standard output is for JSON, to standard error."""
+    file = sys.stderr if _is_json_shown(options) else sys.stdout
+    console = Console(file=file, emoji=False)
+    with console.capture() as table:  # rich itself would end the program when nobody reads a pipe any more
+        console.print(scoreboard.table(found.measurements))
+    print(table.get(), *found.advice.sentences, sep="\n", file=file)
+    if found.limits.broken:
+        print(f"{len(found.limits.broken):,} broken files were left out; the report names them.", file=file)
+    if found.stopped:
+        print("Stopped before the end: this is what was measured until then.", file=file)
+    if _is_json_shown(options):
+        print(_json(found))
+
+
+def _is_json_shown(options: argparse.Namespace) -> bool:
+    return str(options.json) == "-"
+
+
+def _json(found: Findings) -> str:
+    values = {
+        "limits": asdict(found.limits),
+        "advice": asdict(found.advice),
+        "all_images": found.all_images,
+        "measurements": [json.loads(one.to_json()) for one in found.measurements],
+    }
+    return json.dumps(values, indent=1)
 
 
 def _rows_path(options: argparse.Namespace) -> Path:

@@ -27,7 +27,8 @@ __all__ = ["Findings", "html_report"]
 class Findings:
     """What a run of the benchmark found: a row for each pipeline that it measured, at least one.
 
-    `all_images` are in the data set; `limits` and `measurements` may be of a part of it.
+    `all_images` are in the data set; `limits` and `measurements` may be of a part of it. `stopped` is 0, or the exit
+    status for the signal that ended the measuring early.
     """
 
     measurements: list[Measurement]
@@ -35,7 +36,7 @@ class Findings:
     advice: Advice
     all_images: int
     budget_mib: float
-    interrupted: bool
+    stopped: int
 
 
 def html_report(found: Findings, *, name: str, code: str) -> str:
