@@ -27,6 +27,7 @@ import numpy as np
 from helpers.accelerators import EmulatedAccelerator
 from helpers.benchmark.other_loaders import installed
 from helpers.benchmark.rates import decode_rate, decode_reduced
+from helpers.files import tolerant_streams
 from helpers.folders import ImageFiles, course_images
 from helpers.images import decode_image
 from helpers.measure import Trial, measure
@@ -46,6 +47,7 @@ _EPOCHS = 20
 
 def main() -> None:
     """Print the figures side by side, each bar with what was reached."""
+    tolerant_streams()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--count", type=int, default=2000, help="images")

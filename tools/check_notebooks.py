@@ -23,7 +23,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from nbformat import NotebookNode, ValidationError
 
-from helpers.files import ExitStatus, printable, write_whole
+from helpers.files import ExitStatus, printable, tolerant_streams, write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
@@ -185,6 +185,7 @@ def find_notebooks(paths: list[Path]) -> list[Path]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; return the exit status."""
+    tolerant_streams()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fix-metadata", action="store_true", help="put the metadata in order, in place")
     parser.add_argument("paths", nargs="*", type=Path, default=[NOTEBOOKS], help="notebooks or folders (default: all)")

@@ -18,7 +18,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from helpers.files import ExitStatus, write_whole
+from helpers.files import ExitStatus, tolerant_streams, write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 SOLUTIONS = "notebooks/solutions"
@@ -108,6 +108,7 @@ def _tidy_modules(helpers: Path, settings: Path) -> None:
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     """Run from the command line; return the exit status."""
+    tolerant_streams()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; name each file out of sync and exit 1")
     options = parser.parse_args(arguments)

@@ -31,38 +31,23 @@ _SHARE_FOR_IMAGES = 0.25  # of the budget: the model, its training and other pro
 
 @dataclass(frozen=True)
 class Packing:
-    """What it would cost to decode all images once, and the rate afterwards; one GB is 1e9 bytes.
-
-    After `epochs_to_pay`, less time has gone by than with the best pipeline that decodes; None if that never comes.
-    """
+    """What it would cost to decode all images once, and what it would give."""
 
     minutes: float
-    gigabytes: float
-    fits: bool
-    images_per_s: float
-    epochs_to_pay: float | None
+    gigabytes: float  # of 1e9 bytes
+    fits: bool  # on the disk, as it is now
+    images_per_s: float  # afterwards
+    epochs_to_pay: float | None  # until less time has gone by than with the best pipeline that decodes; None if never
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What to use, and why.
+    """What to use, and why."""
 
-    Attributes
-    ----------
-    pipeline : str or None
-        None where none finished.
-    bottleneck : {"accelerator", "decoding", "reading", "pipeline", "unknown"}
-        What keeps the recommended pipeline from being faster; ``pipeline`` where the machine would allow more.
-    sentences : tuple of str
-        For a reader, the most important first.
-    packing : Packing or None
-        None where `tf_data_packed` was not measured.
-    """
-
-    pipeline: str | None
-    bottleneck: str
-    sentences: tuple[str, ...]
-    packing: Packing | None
+    pipeline: str | None  # None where none finished
+    bottleneck: str  # accelerator, decoding, reading, unknown, or pipeline where the machine would allow more
+    sentences: tuple[str, ...]  # the most important first
+    packing: Packing | None  # None where `tf_data_packed` was not measured
 
 
 def advise(

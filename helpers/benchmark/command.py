@@ -49,7 +49,6 @@ __all__ = ["list_images", "main"]
 _A100 = EmulatedAccelerator(400 / 0.435)
 _ROOT = Path(__file__).resolve().parents[2]
 _DATA, _RESULTS = _ROOT / "data", _ROOT / "results"
-_MOST_BROKEN_SHOWN = 10
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,8 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 files, call = course_images(), "course_images()"
             else:
                 files, call = list_images(options.folder, options.labels, label_column=options.label_column)
-            with _workplace() as folder:
-                found = _measured(files, options, folder)
+            with _workplace() as packs:
+                found = _measured(files, options, packs)
     except ChildError as error:  # a file crashed a decoder, hung it, or filled the memory
         first_line = printable(str(error).partition("\n")[0])
         _tell(f"benchmark: looking at the images: {first_line}; check_images.py names the file")
@@ -190,15 +189,7 @@ def _accelerator(text: str) -> EmulatedAccelerator | KerasAccelerator | None:
 def list_images(folder: Path, labels: Path | None = None, *, label_column: str | None = None) -> tuple[ImageFiles, str]:
     """List a folder of images as it is in life: class folders, a CSV file of classes, or neither.
 
-    Parameters
-    ----------
-    labels : path, optional
-        A CSV file; by default the only one in the folder, where there are no class folders.
-
-    Returns
-    -------
-    ImageFiles, str
-        The list, and the call of `helpers.folders` that gives it and raises what this raises.
+    Also returns the call of `helpers.folders` that gives this list, and raises what this raises.
     """
     if labels is None:
         try:
@@ -220,7 +211,7 @@ def list_images(folder: Path, labels: Path | None = None, *, label_column: str |
 # ---- measuring -------------------------------------------------------------------------------------------------------
 
 
-def _measured(files: ImageFiles, options: argparse.Namespace, folder: Path) -> Findings:
+def _measured(files: ImageFiles, options: argparse.Namespace, packs: Path) -> Findings:
     """Look at the images, let the pipelines take turns, and draw a conclusion.
 
     An interruption before any pipeline was measured is raised; a later one ends the measuring and is noted.
@@ -229,10 +220,8 @@ def _measured(files: ImageFiles, options: argparse.Namespace, folder: Path) -> F
     budget_mib = options.memory_budget or round(0.8 * memory.available_mib())
     _tell(f"looking at {len(some):,} of {len(files):,} images")
     limits = find_limits(some, options.image_size)
-    for path, reason in limits.broken[:_MOST_BROKEN_SHOWN]:
+    for path, reason in limits.broken[:10]:  # the page names more
         _tell(f"broken, left out: {printable(reason if path in reason else f'{path}: {reason}')}")
-    if len(limits.broken) > _MOST_BROKEN_SHOWN:
-        _tell(f"broken, left out: {len(limits.broken) - _MOST_BROKEN_SHOWN:,} more; the report names them")
     broken = dict(limits.broken)
     some = some.select([place for place, path in enumerate(some.paths) if path not in broken])
     trials = [
@@ -244,21 +233,22 @@ def _measured(files: ImageFiles, options: argparse.Namespace, folder: Path) -> F
     ]  # fmt: skip
     stopped = 0
     try:
-        _rounds(trials, options.repeats, folder)
+        _rounds(trials, options.repeats, packs)
     except KeyboardInterrupt as interruption:
+        (stopped,) = interruption.args
         if not any(trial.runs for trial in trials):
             raise
-        (stopped,) = interruption.args
+    if not any(trial.runs for trial in trials):
+        raise ValueError("no pipeline could be measured; see above")
     measurements = [trial.measurement() for trial in trials if trial.runs]
-    room = {"free_disk_bytes": free_bytes(folder), "budget_mib": budget_mib}
+    room = {"free_disk_bytes": free_bytes(packs), "budget_mib": budget_mib}
     advice = advise(measurements, limits, all_images=len(files), **room)
     return Findings(measurements, limits, advice, len(files), budget_mib, stopped)
 
 
-def _rounds(trials: list[Trial], repeats: int, folder: Path) -> None:
+def _rounds(trials: list[Trial], repeats: int, packs: Path) -> None:
     started, number, runs = time.monotonic(), 0, len(trials) * repeats
-    for repeat in range(repeats):
-        packs = folder / f"round-{repeat}"  # each round packs again: the first epoch of `tf_data_packed` is not free
+    for _ in range(repeats):
         for trial in trials:
             number += 1
             if trial.failed:
@@ -266,12 +256,14 @@ def _rounds(trials: list[Trial], repeats: int, folder: Path) -> None:
             try:
                 with default_packs_in(packs):
                     trial.run()
-            except ValueError as error:  # the budget holds not even what it imports
-                _tell(f"{trial.name}: {error}")
+            except (ValueError, OSError, ChildError) as error:  # a budget below its imports; a machine without room
+                _tell(f"{trial.name}: {printable(str(error).partition(chr(10))[0])}")
+            if not trial.runs:
+                continue
             left_s = (runs - number) * (time.monotonic() - started) / number
             left = f"{left_s / 60:.0f} min" if left_s >= 90 else f"{left_s:.0f} s"
             _tell(f"[{number:{len(str(runs))}}/{runs}] {trial.name}: {_in_short(trial)}; about {left} left")
-        shutil.rmtree(packs, ignore_errors=True)
+        shutil.rmtree(packs, ignore_errors=True)  # the first epoch of `tf_data_packed` is never free
 
 
 def _in_short(trial: Trial) -> str:
@@ -287,20 +279,16 @@ def _in_short(trial: Trial) -> str:
 
 @contextmanager
 def _workplace() -> Iterator[Path]:
-    """Yield an empty folder for packed images; nobody else measures meanwhile, which would spoil both."""
+    """Yield a folder for packed images, not made yet; nobody else measures meanwhile, which would spoil both."""
     folder = _DATA / "benchmark"
     folder.mkdir(parents=True, exist_ok=True)
+    packs = folder / "packs"
     with locked(folder / ".lock", "another benchmark is running; two at once would slow each other down"):
-        _empty(folder)  # an earlier run may have been killed
+        shutil.rmtree(packs, ignore_errors=True)  # an earlier run may have been killed
         try:
-            yield folder
+            yield packs
         finally:
-            _empty(folder)
-
-
-def _empty(folder: Path) -> None:
-    for path in folder.glob("round-*"):
-        shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(packs, ignore_errors=True)
 
 
 # ---- telling ---------------------------------------------------------------------------------------------------------
@@ -316,21 +304,20 @@ def _tell(text: str) -> None:
 def _keep(found: Findings, options: argparse.Namespace, call: str) -> bool:
     """Write rows, page and JSON, each as far as that is possible; return whether all were written."""
     rows = _rows_path(options)
-    page = rows.with_suffix(".html")
-    if options.reference and not found.stopped:
-        rows = _RESULTS / scoreboard.local_path().name
-    name = options.folder.resolve().name if options.folder else "the course's images"
+    page, is_reference = rows.with_suffix(".html"), options.reference and not found.stopped
+    rows = _RESULTS / scoreboard.local_path().name if is_reference else rows
 
     def write_rows() -> None:
-        if rows.parent == _RESULTS:
+        if is_reference:
             rows.unlink(missing_ok=True)
-            rows.parent.mkdir(parents=True, exist_ok=True)
-            scoreboard_by_pipeline({rows.stem: found.measurements}).savefig(rows.with_suffix(".png"))
         for one in found.measurements:
             scoreboard.record(one, rows)
+        if is_reference:
+            scoreboard_by_pipeline({rows.stem: found.measurements}).savefig(rows.with_suffix(".png"))
 
     def write_page() -> None:
         page.parent.mkdir(parents=True, exist_ok=True)
+        name = options.folder.resolve().name if options.folder else "the course's images"
         html = html_report(found, name=name, code=_code(found.advice.pipeline, call, options))
         write_whole(page, html.encode(errors="backslashreplace"))
 

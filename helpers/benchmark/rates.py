@@ -29,36 +29,16 @@ _KINDS = {b"\xff\xd8": "JPEG", b"\x89PNG": "PNG", b"RIFF": "WebP", b"BM": "BMP",
 
 @dataclass(frozen=True)
 class Limits:
-    """What was found in one look at a list of images.
+    """What was found in one look at a list of images; each rate is that of a thread for each core."""
 
-    Attributes
-    ----------
-    images : int
-        Sound images.
-    broken : tuple of (str, str)
-        Path and reason of each file that cannot be read or decoded.
-    kinds : dict
-        Number of sound files by what they are, not by their name.
-    median_size : (int, int)
-        Height and width in pixels, as stored.
-    mean_bytes : float
-        Of the sound files.
-    read_images_per_s : float
-        A thread for each core that only reads; from the disk, unless the system still has the files in memory.
-    decode_images_per_s, reduced_images_per_s : float
-        A thread for each core that reads again, decodes all pixels or what `tf_data_fast` decodes, and resizes.
-    cores : int
-        Number of cores that the process may use.
-    """
-
-    images: int
-    broken: tuple[tuple[str, str], ...]
-    kinds: dict[str, int]
-    median_size: tuple[int, int]
+    images: int  # sound ones
+    broken: tuple[tuple[str, str], ...]  # path and reason of each file that cannot be read or decoded
+    kinds: dict[str, int]  # number of sound files by what they are, not by their name
+    median_size: tuple[int, int]  # height and width in pixels, as stored
     mean_bytes: float
-    read_images_per_s: float
-    decode_images_per_s: float
-    reduced_images_per_s: float
+    read_images_per_s: float  # from the disk, unless the system still has the files in memory
+    decode_images_per_s: float  # read again, all pixels decoded, resized
+    reduced_images_per_s: float  # the same, but only what `tf_data_fast` decodes
     cores: int
 
 

@@ -25,18 +25,14 @@ __all__ = ["Findings", "html_report"]
 
 @dataclass(frozen=True)
 class Findings:
-    """What a run of the benchmark found: a row for each pipeline that it measured, at least one.
+    """What a run of the benchmark found."""
 
-    `all_images` are in the data set; `limits` and `measurements` may be of a part of it. `stopped` is 0, or the exit
-    status for the signal that ended the measuring early.
-    """
-
-    measurements: list[Measurement]
+    measurements: list[Measurement]  # a row for each pipeline that was measured, at least one
     limits: Limits
     advice: Advice
-    all_images: int
+    all_images: int  # of which a part may have been measured
     budget_mib: float
-    stopped: int
+    stopped: int  # 0, or the exit status for the signal that ended the measuring early
 
 
 def html_report(found: Findings, *, name: str, code: str) -> str:

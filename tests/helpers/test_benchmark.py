@@ -206,6 +206,13 @@ def test_a_budget_below_what_is_imported_is_told(seen, image_folder, capsys):
     assert "No pipeline can be recommended" in told.out
 
 
+def test_a_budget_below_python_itself_is_told(seen, image_folder, tmp_path, capsys):
+    assert benchmark.main([str(image_folder), *QUICK, "--memory-budget", "5"]) == 2
+    told = capsys.readouterr().err
+    assert "give a larger budget" in told and "no pipeline could be measured" in told
+    assert not (tmp_path / "results").exists()
+
+
 def packing(files, *, image_size, batch_size):
     """As `tf_data_packed`, without TensorFlow."""
     packed = pack(files, default_folder(files, image_size), image_size=image_size)
@@ -217,7 +224,7 @@ def packing(files, *, image_size, batch_size):
 def test_each_round_packs_anew_and_nothing_stays(seen, image_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(PIPELINES, "tf_data_packed", packing)
     monkeypatch.setenv("COURSE_PACKED", str(tmp_path / "the user's"))
-    leftover = tmp_path / "data" / "benchmark" / "round-7" / "x"
+    leftover = tmp_path / "data" / "benchmark" / "packs" / "x"
     leftover.mkdir(parents=True)
     arguments = ["--pipelines", "tf_data_packed", "--repeats", "2", "--accelerator", "none", "--image-size", "32"]
     assert benchmark.main([str(image_folder), *arguments]) == 0
