@@ -58,7 +58,7 @@ def check(path: Path, *, fix_metadata: bool = False) -> list[str]:
     headings = [(number, token.tag) for number, token in tokens if token.type == "heading_open"]
     faults = [*_run_in_order(code), *_outputs(code), *_marks(code), *_verdicts(cells, headings), *_paths(cells)]
     faults += _prose(tokens, path.parent)
-    ignored, size = sum(_is_ignored(cell) for _, cell in code), path.stat().st_size
+    ignored, size = sum(IGNORE_TAG in cell.metadata.get("tags", []) for _, cell in code), path.stat().st_size
     if ignored > MAX_IGNORED_SHARE * len(code) and path.resolve().parent.name != "solutions":
         found = f"{ignored} of {len(code)} code cells are tagged {IGNORE_TAG}"
         faults.append((0, f"{found}, more than {MAX_IGNORED_SHARE:.0%}; print what holds on any machine in others"))
@@ -95,10 +95,6 @@ def _read(path: Path) -> NotebookNode:
 def _tokens(cell: NotebookNode) -> list[Token]:
     """Return the Markdown tokens of a cell, those inside paragraphs included."""
     return [token for block in MarkdownIt().parse(cell.source) for token in [block, *(block.children or ())]]
-
-
-def _is_ignored(cell: NotebookNode) -> bool:
-    return IGNORE_TAG in cell.metadata.get("tags", [])
 
 
 def _in_order(notebook: NotebookNode) -> NotebookNode:
@@ -149,7 +145,7 @@ def _verdicts(cells: Cells, headings: list[tuple[int, str]]) -> Faults:
     for start, end in zip(sections, [*sections[1:], len(cells) + 1], strict=True):
         waiting = []
         for number, cell in cells[start - 1 : end - 1]:
-            if _is_ignored(cell):
+            if IGNORE_TAG in cell.metadata.get("tags", []):
                 waiting.append(number)
             elif any(out.get("name") == "stdout" for out in cell.get("outputs", [])):
                 waiting = []
