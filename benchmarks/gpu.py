@@ -26,7 +26,7 @@ from rich.table import Table
 
 from helpers import scoreboard
 from helpers.accelerators import MODELS, KerasAccelerator
-from helpers.files import ExitStatus, locked, write_whole
+from helpers.files import ExitStatus, locked, tolerant_streams, write_whole
 from helpers.folders import ImageFiles, course_images
 from helpers.gpu import gpus
 from helpers.measure import measure, measure_ceiling
@@ -42,6 +42,7 @@ _SHORTEST_RUN_S = 20.0  # assumed until one has been made
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is missing, print the table, write rows and picture."""
+    tolerant_streams()
     options = _parse(arguments)
     if not gpus() and not options.without_gpu:
         print("no NVIDIA GPU here; --without-gpu runs the same on the CPU, to see that it works", file=sys.stderr)

@@ -26,8 +26,10 @@ import numpy as np
 
 from helpers.accelerators import EmulatedAccelerator
 from helpers.benchmark.other_loaders import installed
-from helpers.benchmark.rates import decode_fully, decode_rate, decode_reduced
+from helpers.benchmark.rates import decode_rate, decode_reduced
+from helpers.files import tolerant_streams
 from helpers.folders import ImageFiles, course_images
+from helpers.images import decode_image
 from helpers.measure import Trial, measure
 from helpers.packed import Packed, hash_of_index
 from helpers.packing import pack
@@ -45,6 +47,7 @@ _EPOCHS = 20
 
 def main() -> None:
     """Print the figures side by side, each bar with what was reached."""
+    tolerant_streams()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--count", type=int, default=2000, help="images")
@@ -66,7 +69,7 @@ def main() -> None:
 def _rates(files: ImageFiles, plain: Packed, larger: Packed, rounds: int) -> tuple[dict, dict]:
     """Return images/s of each candidate in each round, and MiB above the start where that is known."""
     candidates: dict[str, Callable] = {
-        "pool, full decode": partial(_pool_rate, decode_fully),
+        "pool, full decode": partial(_pool_rate, decode_image),
         "pool, reduced decode": _reduced_pool_rate,
     }
     if _is_installed("simplejpeg"):

@@ -5,6 +5,9 @@
 FOLDER holds one folder of images for each class, or images and a CSV file of their classes, or just images. Each
 pipeline runs in processes of its own, within one memory budget, alone and beside an accelerator. A pipeline that runs
 out of memory is a result, not a failure. The outcome is a table, an HTML page, and advice.
+
+Exit status: 0; 1 if a pipeline raised, hung or died; 2 for images or arguments that make no sense, or if a result could
+not be written; 130 for Ctrl-C and 143 for SIGTERM, after what was measured until then has been written and shown.
 """
 
 from __future__ import annotations
@@ -21,99 +24,88 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 
 from helpers import scoreboard
 from helpers.accelerators import EmulatedAccelerator, KerasAccelerator
-from helpers.benchmark.advice import Advice, advise
-from helpers.benchmark.rates import Limits, find_limits
-from helpers.benchmark.report import html_report
-from helpers.files import ExitStatus, free_bytes, locked, printable, write_whole
+from helpers.benchmark.advice import advise
+from helpers.benchmark.rates import find_limits
+from helpers.benchmark.report import Findings, html_report
+from helpers.files import ExitStatus, free_bytes, locked, printable, tolerant_streams, write_whole
 from helpers.folders import ImageFiles, course_images, find_images, find_labelled_images, find_unlabelled_images
 from helpers.gpu import gpus
 from helpers.measure import Trial
-from helpers.measurement import Measurement
 from helpers.packing import default_packs_in
 from helpers.pipelines import PIPELINES
 from helpers.plots import scoreboard_by_pipeline
 from helpers.sandbox import ChildError, memory
 
-__all__ = ["Settings", "list_images", "main"]
+__all__ = ["list_images", "main"]
 
 # An A100 takes 400 images in 0.435 s when it trains ResNet-50: the figure of MLPerf Storage for that model.
-A100_IMAGES_PER_S = 400 / 0.435
+_A100 = EmulatedAccelerator(400 / 0.435)
 _ROOT = Path(__file__).resolve().parents[2]
 _DATA, _RESULTS = _ROOT / "data", _ROOT / "results"
-_MOST_BROKEN_SHOWN = 10
-_START_S = 6.0  # of a process that imports TensorFlow, until the first round has shown it
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is measured, and how; see `--help`."""
-
-    pipelines: tuple[str, ...] = tuple(PIPELINES)
-    image_size: tuple[int, int] = (224, 224)
-    batch_size: int = 32
-    budget_mib: float | None = None
-    accelerator: object | None = None
-    repeats: int = 2
-    timeout_s: float = 600.0
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run of the benchmark found."""
-
-    measurements: list[Measurement]
-    limits: Limits
-    advice: Advice
-    all_images: int
-    budget_mib: float
-    interrupted: bool
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run from the command line.
-
-    Returns
-    -------
-    int
-        0; 1 if a pipeline raised, hung or died; 2 for images or arguments that make no sense; 130 for Ctrl-C, after
-        what was measured until then has been shown.
-    """
+    """Run from the command line; return the exit status."""
+    tolerant_streams()
     options = _parse(arguments)
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is unfinished is cleared up
     try:
-        files, call = _listed(options)
-        settings = _settings(options)
-        with _workplace() as folder:
-            outcome = run_benchmark(files, settings, folder, max_images=options.max_images, tell=_tell)
+        with _on_signals(_stop), warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = lambda message, *_: _tell(printable(str(message)))
+            if options.folder is None:
+                files, call = course_images(), "course_images()"
+            else:
+                files, call = list_images(options.folder, options.labels, label_column=options.label_column)
+            with _workplace() as packs:
+                found = _measured(files, options, packs)
     except ChildError as error:  # a file crashed a decoder, hung it, or filled the memory
-        found = printable(str(error).partition("\n")[0])
-        print(f"benchmark: looking at the images: {found}; check_images.py names the file", file=sys.stderr)
+        first_line = printable(str(error).partition("\n")[0])
+        _tell(f"benchmark: looking at the images: {first_line}; check_images.py names the file")
         return ExitStatus.CANNOT
-    except (ValueError, OSError) as error:
-        print(f"benchmark: {printable(str(error))}", file=sys.stderr)
+    except (ValueError, OSError, RuntimeError) as error:
+        _tell(f"benchmark: {printable(str(error))}")
         return ExitStatus.CANNOT
-    except KeyboardInterrupt:
-        print("benchmark: stopped before anything was measured", file=sys.stderr)
-        return 130
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    _show(outcome)
+    except KeyboardInterrupt as stopped:
+        _tell("benchmark: stopped before anything was measured")
+        return stopped.args[0]
+    with _on_signals(signal.SIG_IGN):  # it takes seconds, and minutes of measuring would be lost
+        written = _keep(found, options, call)
     try:
-        _keep(outcome, options, settings, call)
-    except OSError as error:  # a full disk, or a folder that is not there
-        print(f"benchmark: not everything was written: {printable(str(error))}", file=sys.stderr)
-        return ExitStatus.CANNOT
-    if outcome.interrupted:
-        return 130
-    failed = any(one.outcome not in ("finished", "out of memory") for one in outcome.measurements)
-    return ExitStatus.FOUND if failed else ExitStatus.FINE
+        _show(found, options)
+        sys.stdout.flush()
+    except OSError as error:  # a pipe that nobody reads any more, where Python would try again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _tell(f"benchmark: not everything was shown: {error}")
+        written = False
+    if found.stopped:
+        return found.stopped
+    failed = any(one.outcome not in ("finished", "out of memory") for one in found.measurements)
+    return ExitStatus.CANNOT if not written else ExitStatus.FOUND if failed else ExitStatus.FINE
+
+
+@contextmanager
+def _on_signals(handler: Callable | signal.Handlers) -> Iterator[None]:
+    """Handle Ctrl-C and SIGTERM in this way while the block runs."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler_before in before.items():
+            signal.signal(number, handler_before)
+
+
+def _stop(number: int, _: object) -> None:
+    """Raise KeyboardInterrupt with the exit status, once: clearing up takes a second and must not be stopped."""
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_IGN)
+    raise KeyboardInterrupt(128 + number)
 
 
 # ---- what to measure -------------------------------------------------------------------------------------------------
@@ -121,46 +113,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m helpers.benchmark",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Exit status: 0; 1 if a pipeline raised, hung or died; 2 for images or arguments that make no sense.",
+        prog="python -m helpers.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", nargs="?", type=Path, help="the images; by default the course's own")
-    parser.add_argument("--labels", type=Path, metavar="CSV", help="classes of the images, where no folders give them")
-    parser.add_argument("--label-column", metavar="NAME", help="the column of the classes, where that is not clear")
-    parser.add_argument(
-        "--pipelines", type=_names, default=tuple(PIPELINES), metavar="A,B", help=f"of {', '.join(PIPELINES)}"
-    )
-    parser.add_argument("--batch-size", type=_positive_int, default=32, metavar="N")
-    parser.add_argument("--image-size", type=_size, default=(224, 224), metavar="N", help="224, or 240x320")
-    parser.add_argument("--memory-budget", type=_positive, metavar="MIB", help="by default 80 %% of what is free now")
-    parser.add_argument(
+    add, names = parser.add_argument, ", ".join(PIPELINES)
+    add("folder", nargs="?", type=Path, help="the images; by default the course's own")
+    add("--labels", type=Path, metavar="CSV", help="classes of the images, where no folders give them")
+    add("--label-column", metavar="NAME", help="the column of the classes, where that is not clear")
+    add("--pipelines", type=_names, default=tuple(PIPELINES), metavar="A,B", help=f"of {names}")
+    add("--batch-size", type=_count, default=32, metavar="N")
+    add("--image-size", type=_size, default=(224, 224), metavar="N", help="224, or 240x320")
+    add("--memory-budget", type=_budget_mib, metavar="MIB", help="by default 80 %% of what is free now")
+    add(
         "--accelerator",
         type=_accelerator,
-        default="default",
+        default="real" if gpus() else f"emulated:{_A100.images_per_s}",
         metavar="real|emulated:RATE|none",
         help="a small Keras model on this machine, or one that takes RATE images/s and uses no CPU; by default the"
-        f" first where there is a GPU, else emulated:{A100_IMAGES_PER_S:.0f}, an A100 that trains ResNet-50",
+        f" first where there is a GPU, else emulated:{_A100.images_per_s:.0f}, an A100 that trains ResNet-50",
     )
-    parser.add_argument("--repeats", type=_positive_int, default=2, metavar="N", help="rounds; the median counts")
-    parser.add_argument("--max-images", type=_positive_int, metavar="N", help="measure a part; by default 2,000")
-    parser.add_argument("--timeout", type=_positive, default=600.0, metavar="S", help="of each run, in seconds")
-    parser.add_argument("--report", type=Path, metavar="HTML", help="the page; by default in results/local")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="all figures; - for standard output")
-    parser.add_argument("--record", type=Path, metavar="JSONL", help="append the rows to this file instead")
-    parser.add_argument(
-        "--reference",
-        action="store_true",
-        help="make this machine's file and picture in results/ anew, to be committed",
-    )
+    add("--repeats", type=_count, default=2, metavar="N", help="rounds; the median counts")
+    add("--max-images", type=_count, default=2000, metavar="N", help="measure a part; by default 2,000")
+    add("--timeout", type=_positive, default=600.0, metavar="S", help="of each run, in seconds")
+    add("--json", type=Path, metavar="FILE", help="all figures; - for standard output")
+    add("--reference", action="store_true", help="make this machine's file and picture in results/ anew, for a commit")
     return parser.parse_args(arguments)
 
 
 def _names(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    unknown = [name for name in names if name not in PIPELINES]
-    if unknown or not names:
+    names = {name.strip() for name in text.split(",")}
+    if unknown := names - set(PIPELINES):
         raise argparse.ArgumentTypeError(f"{', '.join(unknown) or text!r}: give names of {', '.join(PIPELINES)}")
     return tuple(name for name in PIPELINES if name in names)
 
@@ -172,7 +153,7 @@ def _size(text: str) -> tuple[int, int]:
     return int(height), int(width or height)
 
 
-def _positive_int(text: str) -> int:
+def _count(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r}: give a whole number above zero")
     return int(text)
@@ -188,60 +169,27 @@ def _positive(text: str) -> float:
     return value
 
 
-def _accelerator(text: str) -> object | None:
+def _budget_mib(text: str) -> float:
+    budget_mib, machine_mib = _positive(text), memory.total_mib()
+    if budget_mib > machine_mib:
+        found = f"{budget_mib:,.0f} MiB is more than this machine's {machine_mib:,.0f} MiB"
+        raise argparse.ArgumentTypeError(f"{found}; give the budget in MiB, 1 MiB being 1,048,576 bytes")
+    return budget_mib
+
+
+def _accelerator(text: str) -> EmulatedAccelerator | KerasAccelerator | None:
     kind, _, rate = text.partition(":")
-    if kind == "default":
-        return KerasAccelerator() if gpus() else EmulatedAccelerator(A100_IMAGES_PER_S)
     if text in ("real", "none"):
         return KerasAccelerator() if text == "real" else None
     if kind != "emulated":
         raise argparse.ArgumentTypeError(f"{text!r}: give real, none, or emulated:RATE with RATE in images/s")
-    return EmulatedAccelerator(_positive(rate or "0"))
-
-
-def _settings(options: argparse.Namespace) -> Settings:
-    return Settings(
-        options.pipelines,
-        options.image_size,
-        options.batch_size,
-        options.memory_budget,
-        options.accelerator,
-        options.repeats,
-        options.timeout,
-    )
-
-
-def _listed(options: argparse.Namespace) -> tuple[ImageFiles, str]:
-    if options.folder is None:
-        return course_images(), "course_images()"
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        files, call = list_images(options.folder, options.labels, label_column=options.label_column)
-    for warning in caught:
-        _tell(str(warning.message))
-    return files, call
+    return EmulatedAccelerator(_positive(rate))
 
 
 def list_images(folder: Path, labels: Path | None = None, *, label_column: str | None = None) -> tuple[ImageFiles, str]:
     """List a folder of images as it is in life: class folders, a CSV file of classes, or neither.
 
-    Parameters
-    ----------
-    folder : path
-    labels : path, optional
-        A CSV file; by default the only one in the folder, where there are no class folders.
-    label_column : str, optional
-        As for `folders.find_labelled_images`.
-
-    Returns
-    -------
-    ImageFiles, str
-        The list, and the call of `helpers.images` that gives it.
-
-    Raises
-    ------
-    OSError, ValueError
-        As `folders.find_images` and `folders.find_labelled_images` do.
+    Also returns the call of `helpers.folders` that gives this list, and raises what this raises.
     """
     if labels is None:
         try:
@@ -252,242 +200,193 @@ def list_images(folder: Path, labels: Path | None = None, *, label_column: str |
         if len(tables) == 1 and (files is None or len(files.class_names) == 1):
             labels = tables[0]
         elif files is not None:
-            return files, f"find_images({printable(folder)!r})"
+            return files, f"find_images({str(folder)!r})"
         else:
-            return find_unlabelled_images(folder), f"find_unlabelled_images({printable(folder)!r})"
+            return find_unlabelled_images(folder), f"find_unlabelled_images({str(folder)!r})"
     column = f", label_column={label_column!r}" if label_column else ""
-    call = f"find_labelled_images({printable(folder)!r}, {printable(labels)!r}{column})"
+    call = f"find_labelled_images({str(folder)!r}, {str(labels)!r}{column})"
     return find_labelled_images(folder, labels, label_column=label_column), call
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------
 
 
-def run_benchmark(
-    files: ImageFiles,
-    settings: Settings,
-    folder: Path,
-    *,
-    max_images: int | None = None,
-    tell: Callable[[str], object] = lambda text: None,
-) -> Outcome:
+def _measured(files: ImageFiles, options: argparse.Namespace, packs: Path) -> Findings:
     """Look at the images, let the pipelines take turns, and draw a conclusion.
 
-    Parameters
-    ----------
-    folder : path
-        For packed images, 150 kB each at 224×224; emptied after each round.
-    max_images : int, optional
-        Measure so many, spread evenly over the list; by default 2,000.
-    tell : callable
-        Given a line of progress now and then.
-
-    Raises
-    ------
-    ValueError
-        If no image can be decoded.
-    KeyboardInterrupt
-        If it comes before any pipeline was measured; later ones end the measuring and are noted.
+    An interruption before any pipeline was measured is raised; a later one ends the measuring and is noted.
     """
-    some = files.take(min(len(files), max_images or 2000))
-    budget_mib = settings.budget_mib or round(0.8 * memory.available_mib())
-    tell(f"looking at {len(some):,} of {len(files):,} images")
-    limits = find_limits(some, settings.image_size)
-    for path, reason in limits.broken[:_MOST_BROKEN_SHOWN]:
-        tell(f"broken, left out: {printable(reason if path in reason else f'{path}: {reason}')}")
-    if len(limits.broken) > _MOST_BROKEN_SHOWN:
-        tell(f"broken, left out: {len(limits.broken) - _MOST_BROKEN_SHOWN:,} more; the report names them")
-    broken = {path for path, _ in limits.broken}
+    some = files.take(min(len(files), options.max_images))
+    budget_mib = options.memory_budget or round(0.8 * memory.available_mib())
+    _tell(f"looking at {len(some):,} of {len(files):,} images")
+    limits = find_limits(some, options.image_size)
+    for path, reason in limits.broken[:10]:  # the page names more
+        _tell(f"broken, left out: {printable(reason if path in reason else f'{path}: {reason}')}")
+    broken = dict(limits.broken)
     some = some.select([place for place, path in enumerate(some.paths) if path not in broken])
-    trials = {
-        name: Trial(
-            PIPELINES[name], some, accelerator=settings.accelerator, memory_budget=budget_mib, name=name,
-            image_size=settings.image_size, batch_size=settings.batch_size, timeout=settings.timeout_s,
+    trials = [
+        Trial(
+            PIPELINES[name], some, accelerator=options.accelerator, memory_budget=budget_mib, name=name,
+            image_size=options.image_size, batch_size=options.batch_size, timeout=options.timeout,
         )
-        for name in settings.pipelines
-    }  # fmt: skip
-    clock = _Clock(len(trials) * settings.repeats, _expected_s(some, limits, settings))
-    interrupted = False
+        for name in options.pipelines
+    ]  # fmt: skip
+    stopped = 0
     try:
-        _rounds(trials, settings, clock, tell, folder)
-    except KeyboardInterrupt:
-        if not any(trial.runs for trial in trials.values()):
+        _rounds(trials, options.repeats, packs)
+    except KeyboardInterrupt as interruption:
+        (stopped,) = interruption.args
+        if not any(trial.runs for trial in trials):
             raise
-        interrupted = True
-    measurements = [trial.measurement() for trial in trials.values() if trial.runs]
-    room = {"free_disk_bytes": free_bytes(folder), "budget_mib": budget_mib}
+    if not any(trial.runs for trial in trials):
+        raise ValueError("no pipeline could be measured; see above")
+    measurements = [trial.measurement() for trial in trials if trial.runs]
+    room = {"free_disk_bytes": free_bytes(packs), "budget_mib": budget_mib}
     advice = advise(measurements, limits, all_images=len(files), **room)
-    return Outcome(measurements, limits, advice, len(files), budget_mib, interrupted)
+    return Findings(measurements, limits, advice, len(files), budget_mib, stopped)
 
 
-def _rounds(trials: dict[str, Trial], settings: Settings, clock: _Clock, tell: Callable, folder: Path) -> None:
-    for number in range(settings.repeats):
-        # Each round packs again: the first epoch of `tf_data_packed` is not free.
-        packs = folder / f"round-{number}"
-        for name, trial in trials.items():
+def _rounds(trials: list[Trial], repeats: int, packs: Path) -> None:
+    started, number, runs = time.monotonic(), 0, len(trials) * repeats
+    for _ in range(repeats):
+        for trial in trials:
+            number += 1
             if trial.failed:
-                clock.skip()
                 continue
-            clock.start()
             try:
                 with default_packs_in(packs):
                     trial.run()
-            except ValueError as error:  # the budget holds not even what it imports
-                tell(f"{name}: {error}")
-            tell(f"{clock.done(name)}: {_in_short(trial)}; {clock.left()}")
-        shutil.rmtree(packs, ignore_errors=True)
-
-
-def _expected_s(files: ImageFiles, limits: Limits, settings: Settings) -> float:
-    """Return how long one pipeline may take, before anything is known of it."""
-    alone_s = _START_S + 1.5 * len(files) / limits.decode_images_per_s
-    if settings.accelerator is None:
-        return alone_s
-    rate = getattr(settings.accelerator, "images_per_s", float("inf"))
-    return 2 * alone_s + 2 + len(files) / rate
-
-
-class _Clock:
-    """Tells how far the measuring is, and when it may end."""
-
-    def __init__(self, runs: int, expected_s: float):
-        self._runs, self._number, self._expected_s = runs, 0, expected_s
-        self._took_s: list[float] = []
-
-    def start(self) -> None:
-        self._number += 1
-        self._started = time.monotonic()
-
-    def skip(self) -> None:
-        self._number += 1
-
-    def done(self, name: str) -> str:
-        self._took_s.append(time.monotonic() - self._started)
-        return f"[{self._number:{len(str(self._runs))}}/{self._runs}] {name}"
-
-    def left(self) -> str:
-        mean_s = sum(self._took_s) / len(self._took_s)
-        if len(self._took_s) < 3:
-            mean_s = max(mean_s, self._expected_s)
-        seconds = (self._runs - self._number) * mean_s
-        return f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left"
+            except (ValueError, OSError, ChildError) as error:  # a budget below its imports; a machine without room
+                _tell(f"{trial.name}: {printable(str(error).partition(chr(10))[0])}")
+            if not trial.runs:
+                continue
+            left_s = (runs - number) * (time.monotonic() - started) / number
+            left = f"{left_s / 60:.0f} min" if left_s >= 90 else f"{left_s:.0f} s"
+            _tell(f"[{number:{len(str(runs))}}/{runs}] {trial.name}: {_in_short(trial)}; about {left} left")
+        shutil.rmtree(packs, ignore_errors=True)  # the first epoch of `tf_data_packed` is never free
 
 
 def _in_short(trial: Trial) -> str:
     one = trial.measurement()
+    held = f"{one.memory.peak_mib:,.0f} MiB"
     if one.outcome != "finished":
-        return f"{one.outcome} after {one.images_done:,} images, {one.memory.peak_mib:,.0f} MiB" + (
-            f" ({printable(one.error)})" if one.error and one.outcome != "out of memory" else ""
-        )
+        error = f" ({printable(one.error)})" if one.error and one.outcome != "out of memory" else ""
+        return f"{one.outcome} after {one.images_done:,} images, {held}{error}"
     percent = one.training.utilisation_percent
     busy = "" if percent is None else f", accelerator busy {percent:.0f} %"
-    return f"{one.alone.images_per_s:,.0f} images/s, {one.memory.peak_mib:,.0f} MiB{busy}"
+    return f"{one.alone.images_per_s:,.0f} images/s, {held}{busy}"
 
 
 @contextmanager
 def _workplace() -> Iterator[Path]:
-    """Yield an empty folder for packed images; nobody else measures meanwhile, which would spoil both."""
+    """Yield a folder for packed images, not made yet; nobody else measures meanwhile, which would spoil both."""
     folder = _DATA / "benchmark"
     folder.mkdir(parents=True, exist_ok=True)
+    packs = folder / "packs"
     with locked(folder / ".lock", "another benchmark is running; two at once would slow each other down"):
-        _empty(folder)  # an earlier run may have been killed
+        shutil.rmtree(packs, ignore_errors=True)  # an earlier run may have been killed
         try:
-            yield folder
+            yield packs
         finally:
-            _empty(folder)
-
-
-def _empty(folder: Path) -> None:
-    for path in folder.glob("round-*"):
-        shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(packs, ignore_errors=True)
 
 
 # ---- telling ---------------------------------------------------------------------------------------------------------
 
 
 def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        pass  # nobody reads it any more; what is measured is written all the same
 
 
-def _show(outcome: Outcome) -> None:
-    console = Console()
-    console.print(scoreboard.table(outcome.measurements))
-    console.print()
-    for sentence in outcome.advice.sentences:
-        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
-    broken = len(outcome.limits.broken)
-    if broken:
-        console.print(f"{broken:,} broken files were left out; the report names them.", highlight=False)
-    if outcome.interrupted:
-        console.print("Stopped before the end: this is what was measured until then.", highlight=False)
+def _keep(found: Findings, options: argparse.Namespace, call: str) -> bool:
+    """Write rows, page and JSON, each as far as that is possible; return whether all were written."""
+    rows = _rows_path(options)
+    page, is_reference = rows.with_suffix(".html"), options.reference and not found.stopped
+    rows = _RESULTS / scoreboard.local_path().name if is_reference else rows
+
+    def write_rows() -> None:
+        if is_reference:
+            rows.unlink(missing_ok=True)
+        for one in found.measurements:
+            scoreboard.record(one, rows)
+        if is_reference:
+            scoreboard_by_pipeline({rows.stem: found.measurements}).savefig(rows.with_suffix(".png"))
+
+    def write_page() -> None:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        name = options.folder.resolve().name if options.folder else "the course's images"
+        html = html_report(found, name=name, code=_code(found.advice.pipeline, call, options))
+        write_whole(page, html.encode(errors="backslashreplace"))
+
+    writers = {rows: write_rows, page: write_page}
+    if options.json and not _is_json_shown(options):
+        writers[options.json] = lambda: write_whole(options.json, _json(found))
+    failed = 0
+    for path, write in writers.items():
+        try:
+            write()
+            _tell(f"written: {printable(path)}")
+        except OSError as error:  # a full disk, or a folder that is not there
+            _tell(f"benchmark: not everything was written: {printable(str(error))}")
+            failed += 1
+    return not failed
 
 
-def _keep(outcome: Outcome, options: argparse.Namespace, settings: Settings, call: str) -> None:
-    usual = _record_path(options, settings)
-    record = options.record or usual
-    report = options.report or usual.with_suffix(".html")
-    if options.reference and not outcome.interrupted:
-        record = _RESULTS / scoreboard.local_path().name
-        record.unlink(missing_ok=True)
-        record.parent.mkdir(parents=True, exist_ok=True)
-        scoreboard_by_pipeline({record.stem: outcome.measurements}).savefig(record.with_suffix(".png"))
-    for one in outcome.measurements:
-        scoreboard.record(one, record)
-    page = html_report(
-        outcome.measurements,
-        outcome.limits,
-        outcome.advice,
-        name=options.folder.resolve().name if options.folder else "the course's images",
-        all_images=outcome.all_images,
-        budget_mib=outcome.budget_mib,
-        rounds=max(1, *(len(one.alone.runs_images_per_s) for one in outcome.measurements)),
-        code=_code(outcome.advice.pipeline, call, settings),
-        interrupted=outcome.interrupted,
-    )
-    report.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(report, page.encode(errors="backslashreplace"))
-    _tell(f"rows: {record}")
-    _tell(f"page: {report}")
-    if options.json:
-        values = {
-            "limits": asdict(outcome.limits),
-            "advice": asdict(outcome.advice),
-            "all_images": outcome.all_images,
-            "measurements": [json.loads(one.to_json()) for one in outcome.measurements],
-        }
-        text = json.dumps(values, indent=1)
-        if str(options.json) == "-":
-            print(text)
-        else:
-            options.json.write_text(text, encoding="utf-8")
+def _show(found: Findings, options: argparse.Namespace) -> None:
+    """Print table and advice; where standard output is for JSON, to standard error."""
+    file = sys.stderr if _is_json_shown(options) else sys.stdout
+    console = Console(file=file, emoji=False)
+    with console.capture() as table:  # rich itself would end the program when nobody reads a pipe any more
+        console.print(scoreboard.table(found.measurements))
+    print(table.get(), *found.advice.sentences, sep="\n", file=file)
+    if found.limits.broken:
+        print(f"{len(found.limits.broken):,} broken files were left out; the report names them.", file=file)
+    if found.stopped:
+        print("Stopped before the end: this is what was measured until then.", file=file)
+    if _is_json_shown(options):
+        print(_json(found))
 
 
-def _record_path(options: argparse.Namespace, settings: Settings) -> Path:
+def _is_json_shown(options: argparse.Namespace) -> bool:
+    return str(options.json) == "-"
+
+
+def _json(found: Findings) -> str:
+    values = {
+        "limits": asdict(found.limits),
+        "advice": asdict(found.advice),
+        "all_images": found.all_images,
+        "measurements": [json.loads(one.to_json()) for one in found.measurements],
+    }
+    return json.dumps(values, indent=1)
+
+
+def _rows_path(options: argparse.Namespace) -> Path:
     """Return where rows go: the course's images as the lessons measure them beside the lessons' rows, others apart."""
-    local = scoreboard.local_path()
-    usual = Settings(accelerator=EmulatedAccelerator(A100_IMAGES_PER_S))
-    as_lessons = replace(settings, pipelines=usual.pipelines, repeats=usual.repeats, timeout_s=usual.timeout_s) == usual
-    if options.folder is None and options.max_images is None and as_lessons:
+    local, (height, width) = scoreboard.local_path(), options.image_size
+    accelerator = options.accelerator.label if options.accelerator else "no accelerator"
+    budget = f"budget {options.memory_budget:g}" if options.memory_budget else ""
+    setting = f"{height}x{width} batch {options.batch_size} {options.max_images} images {budget} {accelerator}"
+    folder = options.folder and options.folder.resolve()
+    if folder is None and setting == f"224x224 batch 32 2000 images  {_A100.label}":
         return local
-    parts = ("course",) if options.folder is None else options.folder.resolve().parts[-2:]
-    height, width = settings.image_size
-    words = [*parts, f"{height}x{width}", f"batch {settings.batch_size}"]
-    words += [f"{options.max_images} images"] if options.max_images else []
-    words += ["budget"] if settings.budget_mib else []
-    words += [settings.accelerator.label if settings.accelerator else "no accelerator"]
-    slug = re.sub(r"[^a-z0-9]+", "-", printable(" ".join(words)).lower()).strip("-")[:120]
-    if options.folder is not None:  # two folders may have one name, or a name without a Latin letter
-        slug += f"-{zlib.crc32(os.fsencode(options.folder.resolve())):08x}"
+    words = " ".join(("course",) if folder is None else folder.parts[-2:])
+    slug = re.sub(r"[^a-z0-9]+", "-", printable(f"{words} {setting}").lower()).strip("-")[:120]
+    if folder is not None:  # two folders may have one name, or a name without a Latin letter
+        slug += f"-{zlib.crc32(os.fsencode(folder)):08x}"
     return local.with_name(f"{local.stem}--{slug}.jsonl")
 
 
-def _code(pipeline: str | None, call: str, settings: Settings) -> str:
+def _code(pipeline: str | None, call: str, options: argparse.Namespace) -> str:
     if pipeline is None:
         return ""
     return (
-        f"from helpers.images import {call.partition('(')[0]}\n"
+        f"from helpers.folders import {call.partition('(')[0]}\n"
         f"from helpers.pipelines import PIPELINES\n\n"
         f"files = {call}\n"
         f'batches = PIPELINES["{pipeline}"](\n'
-        f"    files, image_size={settings.image_size}, batch_size={settings.batch_size}\n)"
+        f"    files, image_size={options.image_size}, batch_size={options.batch_size}\n)"
     )

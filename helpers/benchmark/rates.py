@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 
 import cv2
 import numpy as np
@@ -20,53 +21,24 @@ from helpers.folders import ImageFiles
 from helpers.images import decode_image, jpeg_size, read_file, reduction
 from helpers.sandbox import run
 
-__all__ = ["Limits", "decode_fully", "decode_rate", "decode_reduced", "find_limits"]
+__all__ = ["Limits", "decode_rate", "decode_reduced", "find_limits"]
 
 _TIMEOUT_S = 1800.0
-_KINDS = {
-    b"\xff\xd8": "JPEG",
-    b"\x89PNG": "PNG",
-    b"RIFF": "WebP",
-    b"BM": "BMP",
-    b"GIF8": "GIF",
-}
+_KINDS = {b"\xff\xd8": "JPEG", b"\x89PNG": "PNG", b"RIFF": "WebP", b"BM": "BMP", b"GIF8": "GIF"}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What was found in one look at a list of images.
+    """What was found in one look at a list of images; each rate is that of a thread for each core."""
 
-    Attributes
-    ----------
-    images : int
-        Sound images.
-    broken : tuple of (str, str)
-        Path and reason of each file that cannot be read or decoded.
-    kinds : dict
-        Number of files by what they are, not by their name.
-    median_size : (int, int)
-        Height and width in pixels, as stored.
-    mean_bytes : float
-        Of the sound files.
-    read_images_per_s : float
-        A thread for each core that only reads. The first pass over the files: from the disk, unless the system still
-        has them in memory.
-    decode_images_per_s : float
-        A thread for each core that reads again, decodes all pixels, resizes, and throws the result away.
-    reduced_images_per_s : float
-        The same, where JPEGs are decoded at 1/2, 1/4 or 1/8 if that leaves enough, as `tf_data_fast` does.
-    cores : int
-        That the process may use.
-    """
-
-    images: int
-    broken: tuple[tuple[str, str], ...]
-    kinds: dict[str, int]
-    median_size: tuple[int, int]
+    images: int  # sound ones
+    broken: tuple[tuple[str, str], ...]  # path and reason of each file that cannot be read or decoded
+    kinds: dict[str, int]  # number of sound files by what they are, not by their name
+    median_size: tuple[int, int]  # height and width in pixels, as stored
     mean_bytes: float
-    read_images_per_s: float
-    decode_images_per_s: float
-    reduced_images_per_s: float
+    read_images_per_s: float  # from the disk, unless the system still has the files in memory
+    decode_images_per_s: float  # read again, all pixels decoded, resized
+    reduced_images_per_s: float  # the same, but only what `tf_data_fast` decodes
     cores: int
 
 
@@ -77,28 +49,19 @@ def find_limits(files: ImageFiles, image_size: tuple[int, int] = (224, 224)) -> 
     ------
     ValueError
         If no file can be decoded.
+    ChildError
+        If a file crashed the decoder, hung it, or filled the memory.
     """
     limits = run(_look, files, image_size, timeout=_TIMEOUT_S).unwrap()
-    if not limits.images:
-        raise ValueError(f"none of {len(files):,} files can be decoded; the first: {limits.broken[0][1]}")
+    if isinstance(limits, str):
+        raise ValueError(f"none of {len(files):,} files can be decoded; the first: {limits}")
     return limits
 
 
 def decode_rate(decode: Callable[[bytes, str], np.ndarray], files: ImageFiles, image_size: tuple[int, int]) -> float:
-    """Return images/s of a thread for each core that reads, decodes and resizes, and does nothing else.
-
-    Parameters
-    ----------
-    decode : callable
-        ``decode(data, path)`` returns an image ``(height, width, 3)``, uint8.
-    """
-    _, seconds = _in_threads(_decoding(decode, image_size), files.paths)
+    """Return images/s of a thread for each core that reads, decodes and resizes; ``decode(data, path)`` gives RGB."""
+    _, _, seconds = _in_threads(_decoding(decode, image_size), files.paths)
     return len(files) / seconds
-
-
-def decode_fully(data: bytes, path: str) -> np.ndarray:
-    """Decode all pixels."""
-    return decode_image(data, path)
 
 
 def decode_reduced(image_size: tuple[int, int]) -> Callable[[bytes, str], np.ndarray]:
@@ -110,49 +73,53 @@ def decode_reduced(image_size: tuple[int, int]) -> Callable[[bytes, str], np.nda
     return decode
 
 
-def _look(files: ImageFiles, image_size: tuple[int, int]) -> Limits:
-    found, read_s = _in_threads(_size_and_kind, files.paths)
-    faults = {path: one for path, one in zip(files.paths, found, strict=True) if isinstance(one, str)}
-    readable = [path for path in files.paths if path not in faults]
-    stored, decode_s = _in_threads(_decoding(decode_fully, image_size), readable)
-    faults |= {path: one for path, one in zip(readable, stored, strict=True) if isinstance(one, str)}
-    sound = [path for path in readable if path not in faults]
-    _, reduced_s = _in_threads(_decoding(decode_reduced(image_size), image_size), sound)
-    sizes = [one for one in stored if not isinstance(one, str)]
-    described = [one for path, one in zip(files.paths, found, strict=True) if path not in faults]
+def _look(files: ImageFiles, image_size: tuple[int, int]) -> Limits | str:
+    """Return what was found, or why the first file cannot be decoded if none can."""
+    stored, faults, read_s = _in_threads(_bytes_and_kind, files.paths)
+    sizes, undecodable, decode_s = _in_threads(_decoding(decode_image, image_size), list(stored))
+    faults |= undecodable
+    if not sizes:
+        return faults[files.paths[0]]
+    _, _, reduced_s = _in_threads(_decoding(decode_reduced(image_size), image_size), list(sizes))
+    byte_counts, kinds = zip(*(stored[path] for path in sizes), strict=True)
     return Limits(
-        images=len(sound),
+        images=len(sizes),
         broken=tuple((path, faults[path]) for path in files.paths if path in faults),
-        kinds=dict(Counter(kind for _, kind in described).most_common()),
-        median_size=tuple(int(side) for side in np.median(sizes, axis=0)) if sizes else (0, 0),
-        mean_bytes=float(np.mean([size for size, _ in described])) if described else 0.0,
-        read_images_per_s=len(readable) / read_s,
-        decode_images_per_s=len(sound) / decode_s,
-        reduced_images_per_s=len(sound) / reduced_s,
+        kinds=dict(Counter(kinds).most_common()),
+        median_size=tuple(int(side) for side in np.median(list(sizes.values()), axis=0)),
+        mean_bytes=float(np.mean(byte_counts)),
+        read_images_per_s=len(stored) / read_s,
+        decode_images_per_s=len(sizes) / decode_s,
+        reduced_images_per_s=len(sizes) / reduced_s,
         cores=usable_cores(),
     )
 
 
-def _in_threads(work: Callable, paths: Sequence[str]) -> tuple[list, float]:
-    """Return what `work` gives for each path, or the text of its error, and the seconds of a thread for each core."""
-    found: list = [None] * len(paths)
+def _in_threads(work: Callable, paths: Sequence[str]) -> tuple[dict, dict[str, str], float]:
+    """Return what `work` gives by path, the texts of errors by path, and the seconds of a thread for each core."""
+
+    def work_on(part: Sequence[str]) -> list:  # a task for each path would cost as much as reading it
+        return [attempt(path) for path in part]
+
+    def attempt(path: str) -> object:
+        try:
+            return work(path)
+        except (OSError, ValueError, cv2.error) as error:
+            return error
+
     cores = usable_cores()
-
-    def work_on(start: int) -> None:
-        for place in range(start, len(paths), cores):
-            try:
-                found[place] = work(paths[place])
-            except (OSError, ValueError, cv2.error) as error:
-                found[place] = str(error)
-
+    parts = [paths[start::cores] for start in range(cores)]
     cv2.setNumThreads(1)  # the images run side by side already
     with ThreadPoolExecutor(cores) as pool:
         started = time.perf_counter()
-        list(pool.map(work_on, range(cores)))
-        return found, max(time.perf_counter() - started, 1e-9)
+        found = list(pool.map(work_on, parts))
+        seconds = max(time.perf_counter() - started, 1e-9)
+    by_path = dict(zip(chain(*parts), chain(*found), strict=True))
+    faults = {path: str(one) for path, one in by_path.items() if isinstance(one, Exception)}
+    return {path: one for path, one in by_path.items() if path not in faults}, faults, seconds
 
 
-def _size_and_kind(path: str) -> tuple[int, str]:
+def _bytes_and_kind(path: str) -> tuple[int, str]:
     data = read_file(path)
     return len(data), next((kind for start, kind in _KINDS.items() if data.startswith(start)), "other")
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cloudpickle
 import cv2
 import numpy as np
+import psutil
 import pytest
 from conftest import draw_image, write_images
 
@@ -107,9 +111,12 @@ def test_images_of_one_folder_and_a_table_beside_it(tmp_path):
 
 
 def test_one_class_of_ten_images_and_larger_batches(seen, tmp_path, capsys):
-    write_images(tmp_path / "ten", 10, class_names=("only",))
-    assert benchmark.main([str(tmp_path / "ten"), *QUICK, "--batch-size", "64"]) == 0
+    ten = write_images(tmp_path / "it's \x1b[31m ten", 10, class_names=("only",))
+    assert benchmark.main([str(ten), *QUICK, "--batch-size", "64"]) == 0
     assert "generator" in capsys.readouterr().out
+    (code,) = re.findall("<pre>(.*?)</pre>", pages(tmp_path), re.DOTALL)
+    exec(html.unescape(code), shown := {})
+    assert [len(labels) for _, labels in shown["batches"]] == [10], "the code of the page does what it says"
 
 
 @pytest.mark.parametrize("kind, words", [("empty", "no images"), ("missing", "no such folder"), ("noise", "none of 1")])
@@ -135,6 +142,7 @@ def test_nothing_to_measure(tmp_path, capsys, kind, words):
         ["--image-size", "2x"],
         ["--batch-size", "-1"],
         ["--memory-budget", "nan"],
+        ["--memory-budget", "629145600"],
         ["--repeats", "0"],
     ],
 )
@@ -142,7 +150,10 @@ def test_arguments_that_make_no_sense(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         benchmark.main(arguments)
     assert ended.value.code == 2
-    assert arguments[0] in capsys.readouterr().err
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert arguments[0] in told
+    if arguments[1] == "629145600":
+        assert "629,145,600 MiB is more than this machine's" in told, "bytes, given for MiB"
 
 
 # ---- outcomes --------------------------------------------------------------------------------------------------------
@@ -195,6 +206,13 @@ def test_a_budget_below_what_is_imported_is_told(seen, image_folder, capsys):
     assert "No pipeline can be recommended" in told.out
 
 
+def test_a_budget_below_python_itself_is_told(seen, image_folder, tmp_path, capsys):
+    assert benchmark.main([str(image_folder), *QUICK, "--memory-budget", "5"]) == 2
+    told = capsys.readouterr().err
+    assert "give a larger budget" in told and "no pipeline could be measured" in told
+    assert not (tmp_path / "results").exists()
+
+
 def packing(files, *, image_size, batch_size):
     """As `tf_data_packed`, without TensorFlow."""
     packed = pack(files, default_folder(files, image_size), image_size=image_size)
@@ -206,7 +224,7 @@ def packing(files, *, image_size, batch_size):
 def test_each_round_packs_anew_and_nothing_stays(seen, image_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(PIPELINES, "tf_data_packed", packing)
     monkeypatch.setenv("COURSE_PACKED", str(tmp_path / "the user's"))
-    leftover = tmp_path / "data" / "benchmark" / "round-7" / "x"
+    leftover = tmp_path / "data" / "benchmark" / "packs" / "x"
     leftover.mkdir(parents=True)
     arguments = ["--pipelines", "tf_data_packed", "--repeats", "2", "--accelerator", "none", "--image-size", "32"]
     assert benchmark.main([str(image_folder), *arguments]) == 0
@@ -230,11 +248,15 @@ benchmark.find_limits = lambda *_: {SEEN}
 benchmark._DATA = Path(sys.argv.pop(1))
 sys.exit(benchmark.main(sys.argv[1:]))
 """
+STOPS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 
 
-def start(tmp_path: Path, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-u", "-c", PROGRAM, str(tmp_path / "data"), *arguments]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(tmp_path: Path, *arguments: str, program: str = PROGRAM, **settings: str) -> subprocess.Popen:
+    command = [sys.executable, "-u", "-c", program, str(tmp_path / "data"), *arguments]
+    environment = {**os.environ, **settings}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="latin-1"
+    )
 
 
 def read_until(process: subprocess.Popen, words: str) -> None:
@@ -245,18 +267,49 @@ def read_until(process: subprocess.Popen, words: str) -> None:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_stopped_in_the_middle(image_folder, tmp_path, number, code):
+@STOPS
+def test_stopped_in_the_middle(image_folder, tmp_path, number):
     arguments = ["--pipelines", "generator,threaded_generator", *QUICK[2:3], "50", *QUICK[4:]]
     process = start(tmp_path, str(image_folder), *arguments)
     read_until(process, " 2/100]")
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == code
+    at_work = psutil.Process(process.pid).children(recursive=True)
+    for _ in range(3):  # an impatient user
+        process.send_signal(number)
+        time.sleep(0.2)
+    output, told = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in told
+    assert not psutil.wait_procs(at_work, timeout=5)[1]
     assert os.listdir(tmp_path / "data" / "benchmark") == [".lock"]
-    if number == signal.SIGINT:
-        assert "Stopped before the end" in output
-        assert "Stopped before the end" in pages(tmp_path)
+    assert "Stopped before the end" in output
+    assert "Stopped before the end" in pages(tmp_path)
+
+
+@pytest.mark.timeout(120)
+@STOPS
+def test_stopped_while_it_looks_at_the_images(image_folder, tmp_path, number):
+    waiting = PROGRAM.replace(f"lambda *_: {SEEN}", "lambda *_: __import__('time').sleep(60)")
+    process = start(tmp_path, str(image_folder), *QUICK, program=waiting)
+    read_until(process, "looking at")
+    process.send_signal(number)
+    output, told = process.communicate(timeout=60)
+    assert (process.returncode, output) == (128 + number, "")
+    assert told == "benchmark: stopped before anything was measured\n"
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.timeout(120)
+@STOPS
+@pytest.mark.parametrize("module", ["helpers.files", "numpy.linalg", "matplotlib.pyplot"])
+def test_stopped_in_the_first_second(image_folder, number, module):
+    """While modules are imported, which `-X importtime` shows."""
+    command = [sys.executable, "-X", "importtime", "-m", "helpers.benchmark", str(image_folder)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    read_until(process, f" {module}\n")
+    process.send_signal(number)
+    output, told = process.communicate(timeout=60)
+    assert (process.returncode, output) == (128 + number, "")
+    assert [line for line in told.splitlines() if "import time:" not in line] == ["benchmark: stopped"]
 
 
 @pytest.mark.timeout(120)
@@ -308,3 +361,46 @@ def test_what_cannot_be_written_is_told_after_the_figures(seen, image_folder, tm
     assert "Use generator" in told.out
     assert "not everything was written" in told.err and "nowhere" in told.err
     assert pages(tmp_path), "the page was"
+
+
+# ---- names and streams -----------------------------------------------------------------------------------------------
+
+ODD = "\u5199\u771f :cat: [/b] \x1b[31m"
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii"])
+def test_names_that_the_console_cannot_show(tmp_path, encoding):
+    folder = write_images(tmp_path / ODD, 10, class_names=(ODD,))
+    limits = replace(SEEN, broken=((str(folder / "gone.jpg"), "no image"),))
+    program = PROGRAM.replace(repr(SEEN), repr(limits))
+    settings = {"PYTHONIOENCODING": encoding, "LC_ALL": "C", "COURSE_RESULTS": str(tmp_path / "results" / ODD)}
+    process = start(tmp_path, str(folder), *QUICK, program=program, **settings)
+    output, told = process.communicate(timeout=60)
+    assert process.returncode == 0, told
+    assert "Use generator" in output
+    shown = r"\u5199\u771f :cat: [/b] \x1b[31m"
+    assert f"{shown}/gone.jpg: no image" in told and f"results/{shown}/" in told
+    assert "\x1b" not in output + told
+    (page,) = (tmp_path / "results" / ODD).glob("*.html")
+    assert "\x1b" not in page.read_text(encoding="utf-8")
+
+
+def test_json_on_standard_output_is_all_that_is_there(seen, image_folder, tmp_path, capsys):
+    assert benchmark.main([str(image_folder), *QUICK, "--json", "-"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["advice"]["pipeline"] == "generator"
+    assert "Use generator" in told.err
+    assert pages(tmp_path)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_results_are_kept_when_nobody_reads_what_is_shown(image_folder, tmp_path, stream):
+    process = start(tmp_path, str(image_folder), *QUICK)
+    getattr(process, stream).close()
+    rest = (process.stderr if stream == "stdout" else process.stdout).read()
+    assert process.wait(timeout=60) == (2 if stream == "stdout" else 0)
+    assert "not everything was shown" in rest if stream == "stdout" else "Use generator" in rest
+    assert "Traceback" not in rest and "Exception ignored" not in rest
+    assert pages(tmp_path) and list((tmp_path / "results").glob("*.jsonl"))
