@@ -4,8 +4,9 @@
     python data_scripts/pack_images.py FOLDER --to DIR --shard 2/4    one of four processes, on as many machines
     python data_scripts/pack_images.py --verify DIR
 
-FOLDER holds one folder of images for each class. Raw shards hold pixels, 147 KiB an image at 224×224, about what the
-original JPEG weighs; a pipeline only copies them. JPEG shards are smaller and have to be decoded again. An interrupted
+FOLDER holds one folder of images for each class, or images and a table of their classes (--labels).
+Raw shards hold pixels, 147 KiB an image at 224×224, about what the original JPEG weighs; a pipeline only
+copies them. JPEG shards are smaller and have to be decoded again. An interrupted
 run goes on where it stood when it is started again with the same arguments. With --shard i/n, n processes that know
 nothing of each other write every n-th shard each; the same command without it, when they have ended, joins them: it
 compares their shards with the hashes and packs what is missing. They may run as several users of one group, if the
@@ -24,8 +25,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from helpers.files import ExitStatus, printable
-from helpers.folders import find_images
+from helpers.files import ExitStatus, printable, shown_warnings, tolerant_streams
+from helpers.folders import find_any_images
 from helpers.packed import Packed
 from helpers.packing import KINDS, ROWS_PER_SHARD, pack
 from helpers.quiet import quiet_tensorflow
@@ -33,6 +34,7 @@ from helpers.quiet import quiet_tensorflow
 
 def main(arguments: list[str] | None = None) -> int:
     """Pack or verify; return an `ExitStatus`, or 130 for an interruption."""
+    tolerant_streams()
     options = _parse(arguments)
     try:
         return _verify(options.verify) if options.verify else _pack(options)
@@ -46,7 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", type=Path, help="one folder of images for each class")
+    parser.add_argument("folder", nargs="?", type=Path, help="class folders, a table beside the images, or images")
+    parser.add_argument("--labels", type=Path, metavar="TABLE", help="of classes; found if only one names images")
+    parser.add_argument("--label-column", metavar="NAME", help="the table's column of classes")
     parser.add_argument("--to", type=Path, metavar="DIR", help="where the shards go; made where it is missing")
     parser.add_argument("--size", type=_size, default=(224, 224), help="pixels: 224, or height x width as 240x320")
     parser.add_argument("--channels", type=int, choices=(3, 1), default=3, help="RGB or grayscale")
@@ -85,7 +89,9 @@ def _files_of(part: tuple[int, int], files: int, rows_per_shard: int) -> int:
 
 
 def _pack(options: argparse.Namespace) -> ExitStatus:
-    files = find_images(options.folder)
+    with shown_warnings(lambda text: print(text, file=sys.stderr)):
+        files, _ = find_any_images(options.folder, options.labels, label_column=options.label_column)
+    print(files.summary)
     count = _files_of(options.shard or (1, 1), len(files), options.rows_per_shard)
     height, width = options.size
     raw_mb = len(files) * height * width * options.channels / 1e6

@@ -5,13 +5,14 @@ Stands on the ground: it imports nothing else of the course.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 from typing import BinaryIO
@@ -25,6 +26,7 @@ __all__ = [
     "naming",
     "printable",
     "sha256_of",
+    "shown_warnings",
     "tolerant_streams",
     "usable_cores",
     "whole_file",
@@ -40,7 +42,7 @@ class ExitStatus(IntEnum):
     CANNOT = 2  # arguments, files or a machine that it cannot work with
 
 
-@contextlib.contextmanager
+@contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
     """Add the file to an error of the system that does not say which: a full disk."""
     try:
@@ -51,7 +53,7 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
         raise
 
 
-@contextlib.contextmanager
+@contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """Write a file so that its name never stands for half of it, not even after a power cut.
 
@@ -89,7 +91,7 @@ def write_whole(path: str | os.PathLike, content: bytes | str) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
-@contextlib.contextmanager
+@contextmanager
 def locked(path: str | os.PathLike, busy: str, *, wait_s: float = 0.0) -> Iterator[None]:
     """Run a block while no other process holds the same lock; a lock ends with its holder, however that ends.
 
@@ -144,3 +146,12 @@ def tolerant_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # it may be None, or a notebook's
             stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def shown_warnings(show: Callable[[str], object]) -> Iterator[None]:
+    """Hand each warning in a `with` block to `show` as a sentence, without the line of code that it came from."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, *_: show(printable(str(message)))
+        yield

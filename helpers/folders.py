@@ -297,10 +297,10 @@ def find_any_images(
             several = _some(map(os.path.basename, tables))
             raise ValueError(f"{printable(folder)}: {several} all name images; give one of them (labels)")
         labels = tables[0] if tables else None
-    shown = repr(printable(folder))
+    shown = repr(os.fspath(folder))
     if labels is not None:
         column = f", label_column={label_column!r}" if label_column else ""
-        call = f"find_labelled_images({shown}, {printable(labels)!r}{column})"
+        call = f"find_labelled_images({shown}, {os.fspath(labels)!r}{column})"
         return find_labelled_images(folder, labels, label_column=label_column), call
     if listing.images[""] and not any(paths for name, paths in listing.images.items() if name):
         return find_unlabelled_images(folder), f"find_unlabelled_images({shown})"

@@ -20,7 +20,6 @@ import shutil
 import signal
 import sys
 import time
-import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,8 +33,8 @@ from helpers.accelerators import EmulatedAccelerator, KerasAccelerator
 from helpers.benchmark.advice import advise
 from helpers.benchmark.rates import find_limits
 from helpers.benchmark.report import Findings, html_report
-from helpers.files import ExitStatus, free_bytes, locked, printable, tolerant_streams, write_whole
-from helpers.folders import ImageFiles, course_images, find_images, find_labelled_images, find_unlabelled_images
+from helpers.files import ExitStatus, free_bytes, locked, printable, shown_warnings, tolerant_streams, write_whole
+from helpers.folders import ImageFiles, course_images, find_any_images
 from helpers.gpu import gpus
 from helpers.measure import Trial
 from helpers.packing import default_packs_in
@@ -43,7 +42,7 @@ from helpers.pipelines import PIPELINES
 from helpers.plots import scoreboard_by_pipeline
 from helpers.sandbox import ChildError, memory
 
-__all__ = ["list_images", "main"]
+__all__ = ["main"]
 
 # An A100 takes 400 images in 0.435 s when it trains ResNet-50: the figure of MLPerf Storage for that model.
 _A100 = EmulatedAccelerator(400 / 0.435)
@@ -56,13 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tolerant_streams()
     options = _parse(arguments)
     try:
-        with _on_signals(_stop), warnings.catch_warnings():
-            warnings.simplefilter("always")
-            warnings.showwarning = lambda message, *_: _tell(printable(str(message)))
+        with _on_signals(_stop), shown_warnings(_tell):
             if options.folder is None:
                 files, call = course_images(), "course_images()"
             else:
-                files, call = list_images(options.folder, options.labels, label_column=options.label_column)
+                files, call = find_any_images(options.folder, options.labels, label_column=options.label_column)
+                _tell(files.summary)
             with _workplace() as packs:
                 found = _measured(files, options, packs)
     except ChildError as error:  # a file crashed a decoder, hung it, or filled the memory
@@ -184,28 +182,6 @@ def _accelerator(text: str) -> EmulatedAccelerator | KerasAccelerator | None:
     if kind != "emulated":
         raise argparse.ArgumentTypeError(f"{text!r}: give real, none, or emulated:RATE with RATE in images/s")
     return EmulatedAccelerator(_positive(rate))
-
-
-def list_images(folder: Path, labels: Path | None = None, *, label_column: str | None = None) -> tuple[ImageFiles, str]:
-    """List a folder of images as it is in life: class folders, a CSV file of classes, or neither.
-
-    Also returns the call of `helpers.folders` that gives this list, and raises what this raises.
-    """
-    if labels is None:
-        try:
-            files = find_images(folder)
-        except ValueError:  # images, and no class folders
-            files = None
-        tables = sorted(folder.glob("*.csv"))
-        if len(tables) == 1 and (files is None or len(files.class_names) == 1):
-            labels = tables[0]
-        elif files is not None:
-            return files, f"find_images({str(folder)!r})"
-        else:
-            return find_unlabelled_images(folder), f"find_unlabelled_images({str(folder)!r})"
-    column = f", label_column={label_column!r}" if label_column else ""
-    call = f"find_labelled_images({str(folder)!r}, {str(labels)!r}{column})"
-    return find_labelled_images(folder, labels, label_column=label_column), call
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------

@@ -22,8 +22,8 @@ from conftest import draw_image, write_images
 
 from helpers import scoreboard
 from helpers.benchmark import command as benchmark
-from helpers.benchmark.command import list_images
 from helpers.benchmark.rates import Limits
+from helpers.folders import find_any_images
 from helpers.packing import default_folder, pack
 from helpers.pipelines import PIPELINES
 from helpers.sandbox import run
@@ -91,10 +91,10 @@ def test_a_flat_folder_with_a_table_of_labels(seen, tmp_path, capsys):
     flat.mkdir()
     for number in range(10):
         cv2.imwrite(str(flat / f"{number}.jpg"), draw_image(number))
-    assert list_images(flat)[0].class_names == ("flat",)
+    assert find_any_images(flat)[0].class_names == ("flat",)
     (flat / "labels.csv").write_text("id,breed\n" + "".join(f"{n},{'ab'[n % 2]}\n" for n in range(9)))
     with pytest.warns(UserWarning, match="1 files are in no line"):
-        files, call = list_images(flat)
+        files, call = find_any_images(flat)
     assert (len(files), files.class_names) == (9, ("a", "b"))
     assert call == f"find_labelled_images({str(flat)!r}, {str(flat / 'labels.csv')!r})"
     assert benchmark.main([str(flat), *QUICK, "--accelerator", "emulated:5000"]) == 0
@@ -105,9 +105,9 @@ def test_a_flat_folder_with_a_table_of_labels(seen, tmp_path, capsys):
 def test_images_of_one_folder_and_a_table_beside_it(tmp_path):
     write_images(tmp_path / "set", 4, class_names=("train",))
     (tmp_path / "set" / "train.csv").write_text("image,label\n" + "".join(f"{n:04d}.jpg,{n % 2}\n" for n in range(4)))
-    assert list_images(tmp_path / "set")[0].class_names == ("0", "1")
+    assert find_any_images(tmp_path / "set")[0].class_names == ("0", "1")
     (tmp_path / "set" / "other.csv").write_text("x\n")
-    assert list_images(tmp_path / "set")[0].class_names == ("train",), "two tables: which one, only the user knows"
+    assert find_any_images(tmp_path / "set")[0].class_names == ("0", "1"), "the other table names no images"
 
 
 def test_one_class_of_ten_images_and_larger_batches(seen, tmp_path, capsys):

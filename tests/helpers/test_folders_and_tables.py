@@ -3,6 +3,7 @@
 The layouts are those of public data sets and of questions that people asked about them.
 """
 
+import gc
 import re
 import warnings
 from pathlib import Path
@@ -141,6 +142,16 @@ def test_links_to_folders_are_followed_once(tmp_path):
     (root / "fox" / "again").symlink_to(root / "fox" / "young")
     (store / "dog" / "back").symlink_to(root)
     assert counts(find_images(root)) == {"cat": 2, "fox": 3}
+
+
+def test_nothing_is_left_open(tmp_path):
+    folder = write(tmp_path / "flat", "1.jpg", "2.jpg")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        find_any_images(folder)
+        with pytest.raises(ValueError):
+            find_images(folder)
+        gc.collect()
 
 
 def test_an_address_is_no_folder():
