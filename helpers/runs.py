@@ -148,8 +148,12 @@ def train(
         ceiling_images_per_s=ceiling_images_per_s,
         **(_figures(counts, 1000 * np.array(waits_s), 1000 * np.array(steps_s)) if counts else {}),
     )
-    peaks = {"peak_mib": gpu.peak_mib, "framework_peak_mib": framework_gpu_peak_mib() if is_keras else None}
-    used = Gpu(busy_percent=gpu.busy_percent, sm_percent=gpu.sm_percent, **peaks)
+    used = Gpu(
+        busy_percent=gpu.busy_percent,
+        sm_percent=gpu.sm_percent,
+        peak_mib=gpu.peak_mib,
+        framework_peak_mib=framework_gpu_peak_mib() if is_keras else None,
+    )
     return training, used, keras_backend() if is_keras else None
 
 
