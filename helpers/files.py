@@ -133,5 +133,5 @@ def usable_cores() -> int:
 
 
 def printable(path: str | os.PathLike) -> str:
-    """Return a path as text that can be printed, also where its bytes are no UTF-8."""
-    return os.fspath(path).encode(errors="backslashreplace").decode()
+    """Return a path as one line of text, with escapes for bytes that are no UTF-8 and for what steers a terminal."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in os.fspath(path))

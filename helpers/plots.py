@@ -23,6 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from helpers.files import printable
 from helpers.measurement import Measurement
 from helpers.sandbox import ChildResult
 
@@ -65,6 +66,11 @@ def style(name: str) -> tuple[str, str]:
     return STYLES.get(name, _OTHER_STYLE)
 
 
+def _as_it_is(name: str) -> str:
+    """Return a name from a folder or a file for a figure: matplotlib would take what stands between $ for a formula."""
+    return printable(name).replace("$", r"\$")
+
+
 def _place(name: str) -> int:
     return list(STYLES).index(name) if name in STYLES else len(STYLES)
 
@@ -86,8 +92,8 @@ def _plain_numbers(*scales) -> None:
 
 def _labelled(own: Iterable[Measurement], reference: Iterable[Measurement]) -> list[tuple[Measurement, str, str]]:
     """Return each row with its label and the colour inside its mark: another machine's rows are hollow."""
-    filled = [(one, one.name, style(one.name)[0]) for one in own]
-    return filled + [(one, f"{one.name} (reference)", "white") for one in reference]
+    filled = [(one, _as_it_is(one.name), style(one.name)[0]) for one in own]
+    return filled + [(one, f"{_as_it_is(one.name)} (reference)", "white") for one in reference]
 
 
 def memory_throughput_map(
@@ -179,7 +185,7 @@ def memory_strip(runs: Mapping[str, ChildResult], *, budget_mib: float | None = 
         end, died = (seconds[-1], held[-1]), result.outcome != "finished"
         axes.plot(*end, "x" if died else "o", color=colour, markersize=6, markeredgewidth=2)
         where = {"textcoords": "offset points", "va": "center", "annotation_clip": False, "fontsize": 9}
-        text = f"{label}: {result.outcome}" if died else label
+        text = _as_it_is(f"{label}: {result.outcome}" if died else label)
         axes.annotate(text, end, (7, -10 if died else 0), color=colour, **where)
     if budget_mib:
         axes.axhline(budget_mib, color=_BUDGET_COLOUR, linestyle="--", linewidth=1.2)
@@ -209,7 +215,7 @@ def step_timeline(measurements: Iterable[Measurement] | Measurement) -> Figure:
         bars = np.stack([np.cumsum(spans) - spans, spans], axis=1)  # start and length
         axes.broken_barh(bars[::2], (row - 0.3, 0.6), color=_WAITING)
         axes.broken_barh(bars[1::2], (row - 0.3, 0.6), color=_COMPUTING)
-    axes.set_yticks(range(len(measurements)), [one.name for one in measurements])
+    axes.set_yticks(range(len(measurements)), [_as_it_is(one.name) for one in measurements])
     axes.invert_yaxis()
     axes.set_xlabel("ms")
     axes.text(0, 1.02, "accelerator computes", color=_COMPUTING, transform=axes.transAxes, fontsize=9)
@@ -287,7 +293,7 @@ def scoreboard_by_pipeline(
         axes.grid(axis="x", zorder=0)
         axes.tick_params(axis="x", labelsize=9)
         axes.tick_params(axis="y", left=False)
-    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_yticks(range(len(names)), map(_as_it_is, names))
     panels[0].set_ylim(max(len(names), 1) - 0.4, -0.6)
     panels[1].set_xlim(-5, 105)
     where = {"transform": panels[0].get_yaxis_transform(), "va": "center", "ha": "right", "color": _BUDGET_COLOUR}
@@ -295,8 +301,8 @@ def scoreboard_by_pipeline(
         tick.set_color(style(name)[0])
         if failed := _failed(name, rows):
             panels[0].text(1, place, failed, fontsize=7.5, zorder=5, **where)
-    lines = [title, f"one dot for each of {len(rows)} machines; | their median" if len(rows) > 1 else ""]
-    lines += [f"filled: {', '.join(machines)}; hollow: {', '.join(reference)}" if reference else ""]
+    lines = [_as_it_is(title), f"one dot for each of {len(rows)} machines; | their median" if len(rows) > 1 else ""]
+    lines += [_as_it_is(f"filled: {', '.join(machines)}; hollow: {', '.join(reference)}") if reference else ""]
     figure.suptitle("\n".join(filter(None, lines)), fontsize=9, x=0.01, ha="left")
     return figure
 
@@ -355,7 +361,7 @@ def show_images(images: Sequence[np.ndarray], titles: Sequence[str] = (), *, col
             image = np.clip((image + 1) / 2, 0, 1)
         axes.imshow(image, cmap="gray" if image.shape[-1] == 1 else None)
     for axes, title in zip(grid.flat, titles, strict=False):
-        axes.set_title(title, fontsize=9)
+        axes.set_title(_as_it_is(title), fontsize=9)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="jpeg", pil_kwargs={"quality": 85})
     return Image(buffer.getvalue(), format="jpeg")

@@ -23,10 +23,10 @@ from statistics import median
 from msgspec.structs import replace
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 
-from helpers.files import ExitStatus, locked, write_whole
+from helpers.files import ExitStatus, locked, printable, write_whole
 from helpers.measurement import Machine, Measurement, machine
 from helpers.pipelines import PIPELINES
 
@@ -89,7 +89,7 @@ def _parsed(path: Path, content: bytes) -> tuple[list[Measurement], list[str]]:
         try:
             rows += [Measurement.from_json(line.decode())] if line.strip() else []
         except ValueError as error:
-            complaints.append(f"{path}, line {number}: left out ({error})")
+            complaints.append(printable(f"{path}, line {number}: left out ({error})"))
     return rows, complaints
 
 
@@ -169,9 +169,15 @@ def table(measurements: Iterable[Measurement], *, reference: Iterable[Measuremen
         alone, training = one.alone, one.training
         figures = (alone.images_per_s, alone.first_epoch_images_per_s, training.images_per_s)
         cells = map(_number, (one.files, *figures, training.utilisation_percent, one.memory.peak_mib))
-        shown.add_row(name, *cells, one.outcome)
-        shown.caption = f"{_describe(one.context.machine)}; accelerator: {training.accelerator or 'none'}"
+        shown.add_row(_as_it_is(name), *cells, one.outcome)
+        caption = f"{_describe(one.context.machine)}; accelerator: {training.accelerator or 'none'}"
+        shown.caption = _as_it_is(caption, "table.caption")
     return shown
+
+
+def _as_it_is(text: str, style: str = "") -> Text:
+    """Return a name from a folder or a file for a table: rich would take `[b]` and `:cat:` for its own."""
+    return Text(printable(text), style)
 
 
 def _number(figure: float | None) -> str:
@@ -181,7 +187,7 @@ def _number(figure: float | None) -> str:
 def _empty_table(title: str, *headings: str, gap: int = 1) -> Table:
     """Return a table with a column for the pipeline's name and one for each figure."""
     columns = [Column("pipeline", no_wrap=True), *(Column(one, justify="right", no_wrap=True) for one in headings)]
-    return Table(*columns, title=title, padding=(0, gap, 0, 0), **_LOOKS)
+    return Table(*columns, title=_as_it_is(title, "table.title"), padding=(0, gap, 0, 0), **_LOOKS)
 
 
 # ---- many machines ---------------------------------------------------------------------------------------------------
@@ -257,7 +263,7 @@ def merge(paths: Iterable[str | os.PathLike]) -> Merged:
     usual = max(trained, key=trained.get, default=None)
     for other in trained.keys() - {usual}:
         rows = _counted(trained[other], "row")
-        left_out.append(f"busy share of {rows} left out; trained with {other}, not {usual}")
+        left_out.append(printable(f"busy share of {rows} left out; trained with {other}, not {usual}"))
     machines = {where: [_with_busy_share(one, usual) for one in rows] for where, rows in machines.items()}
     return Merged(machines, setting, (*left_out, *not_compared), tuple(unread))
 
@@ -281,10 +287,11 @@ def _read_each_once(paths: Iterable[str | os.PathLike]) -> tuple[dict[Path, list
         try:
             content = path.read_bytes()
         except OSError as error:
-            unread.append(f"{path}: left out; {'no *.jsonl below it' if path.is_dir() else error.strerror or error}")
+            why = "no *.jsonl below it" if path.is_dir() else error.strerror or error
+            unread.append(f"{printable(path)}: left out; {why}")
             continue
         if first.setdefault(content.strip(), path) != path:
-            left_out.append(f"{path}: left out; a copy of {first[content.strip()]}")
+            left_out.append(printable(f"{path}: left out; a copy of {first[content.strip()]}"))
             continue
         rows, complaints = _parsed(path, content)
         if rows:
@@ -292,7 +299,8 @@ def _read_each_once(paths: Iterable[str | os.PathLike]) -> tuple[dict[Path, list
             more = f", and {_counted(len(complaints) - 1, 'line')} more of that file" if len(complaints) > 1 else ""
             left_out += [complaint + more for complaint in complaints[:1]]
         else:
-            unread.append(f"{path}: left out; {'no line of it is a measurement' if complaints else 'it is empty'}")
+            why = "no line of it is a measurement" if complaints else "it is empty"
+            unread.append(f"{printable(path)}: left out; {why}")
     return found, left_out, unread
 
 
@@ -303,7 +311,7 @@ def _distinct_names(files: Iterable[Path]) -> list[str]:
         parts = [part[1:] for part in parts]
     while len({part[-1] for part in parts}) == 1 and min(map(len, parts)) > 1:
         parts = [part[:-1] for part in parts]
-    names = ["/".join(part).encode(errors="backslashreplace").decode() for part in parts]
+    names = [printable("/".join(part)) for part in parts]
     short = [name.removesuffix(".jsonl") for name in names]
     return short if len(set(short)) == len(short) else names
 
@@ -330,12 +338,12 @@ def _comparable(machines: dict[str, list[Measurement]]) -> tuple[str, dict[str, 
 
 def _setting_of(one: Measurement) -> str:
     size = "×".join(str(side) for side in one.image_size)
-    return f"{one.files:,} images of {one.context.dataset.name} at {size}, batches of {one.batch_size:,}"
+    return f"{one.files:,} images of {printable(one.context.dataset.name)} at {size}, batches of {one.batch_size:,}"
 
 
 def _merged_tables(merged: Merged) -> list[Table]:
     """Return two tables: a row for each pipeline, a row for each machine."""
-    title = f"{_counted(len(merged.machines), 'machine')}: {escape(merged.setting)}"
+    title = f"{_counted(len(merged.machines), 'machine')}: {merged.setting}"
     headings = ("images/s\nmedian", "lowest\n(machine)", "highest\n(machine)", "busy %\nmedian", "\nlowest")
     by_pipeline = _empty_table(title, "runs", *headings, "peak MiB\nhighest", gap=0)
     for name in sorted(dict.fromkeys(one.name for one in chain(*merged.machines.values())), key=_place):
@@ -346,7 +354,7 @@ def _merged_tables(merged: Merged) -> list[Table]:
         order = sorted(rates, key=rates.get)
         ends = [f"{rates[at]:,.0f} ({at})" for at in order[:1] + order[-1:]] or ["–", "–"]
         by_pipeline.add_row(
-            escape(name),
+            _as_it_is(name),
             str(len(rows)),
             _number(median(rates.values()) if rates else None),
             *ends,
@@ -360,7 +368,7 @@ def _merged_tables(merged: Merged) -> list[Table]:
     for at, ((name, rows), pace) in enumerate(zip(merged.machines.items(), merged.pace().values(), strict=True), 1):
         failed = "; ".join(f"{one.name} {one.outcome}" for one in rows if one.outcome != "finished")
         share, hardware = "–" if pace is None else f"{pace:.2f}", _describe(rows[-1].context.machine)
-        by_machine.add_row(*map(escape, (str(at), name, hardware, str(len(rows)), share, failed)))
+        by_machine.add_row(*map(_as_it_is, (str(at), name, hardware, str(len(rows)), share, failed)))
     return [by_pipeline, by_machine]
 
 
@@ -388,7 +396,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _print_local() -> int:
     rows = newest(load())
     if not rows:
-        raise SystemExit(f"{local_path()}: no measurement yet; the lessons record one each (make course runs them all)")
+        raise SystemExit(
+            f"{printable(local_path())}: no measurement yet; the lessons record one each (make course runs them all)"
+        )
     Console().print(table(rows))
     return ExitStatus.FINE
 
@@ -405,7 +415,7 @@ def _print_merged(files: Sequence[str], picture: Path) -> int:
         print()
     methods = Counter(one.memory.method for one in chain(*merged.machines.values()))
     if len(methods) > 1:
-        print(f"peak memory is not quite comparable: read by {', '.join(methods)}")
+        print(f"peak memory is not quite comparable: read by {printable(', '.join(methods))}")
     os.environ.setdefault("MPLBACKEND", "agg")  # no window is needed, and there may be no screen
     from helpers.plots import scoreboard_by_pipeline
 
@@ -413,9 +423,9 @@ def _print_merged(files: Sequence[str], picture: Path) -> int:
         picture.parent.mkdir(parents=True, exist_ok=True)
         scoreboard_by_pipeline(merged.machines, title=merged.setting).savefig(picture)
     except OSError as error:
-        print(f"{picture}: not written; {error.strerror or error}", file=sys.stderr)
+        print(f"{printable(picture)}: not written; {error.strerror or error}", file=sys.stderr)
         return ExitStatus.FOUND
-    print(f"picture: {picture}")
+    print(f"picture: {printable(picture)}")
     return ExitStatus.FOUND if merged.unread else ExitStatus.FINE
 
 

@@ -12,6 +12,7 @@ from matplotlib.colors import to_rgb
 from test_scoreboard import measurement
 
 from helpers import plots
+from helpers.files import printable
 from helpers.pipelines import PIPELINES
 from helpers.sandbox import Outcome, run
 
@@ -181,6 +182,24 @@ def test_a_timeline_needs_an_accelerator():
 def test_images_are_shown_as_jpeg(image):
     shown = plots.show_images([image] * 5, ["a"] * 5)
     assert shown.data.startswith(b"\xff\xd8") and len(shown.data) < 100_000
+
+
+@pytest.mark.parametrize("name", [r"a $\frac$ b", r"$x$ and \$", "\x1b[31mred", "\udcff"])
+def test_names_are_drawn_as_they_are(name):
+    row = trained(name, alone={"images_per_s": 600.0}, wait_ms=(1.0, 2.0), compute_ms=(1.0, 2.0))
+    figures = [
+        plots.memory_throughput_map([row], reference=[row]),
+        plots.predicted_and_measured([row], reference=[row]),
+        plots.scoreboard_by_pipeline({name: [row]}, reference={name: [row]}, title=name),
+        plots.scoreboard_by_pipeline({name: [row], "other": [row]}, title=name),
+        plots.step_timeline(row),
+        plots.memory_strip({name: run(list, "a")}),
+    ]
+    for figure in figures:
+        assert png_size(figure)[0] == 700
+        written = [text for text in figure.findobj(plt.Text) if printable(name).replace("$", r"\$") in text.get_text()]
+        assert written and not any("\x1b" in text.get_text() for text in written)
+    assert plots.show_images([np.zeros((20, 30, 3), np.uint8)], [name]).data
 
 
 def before(files):

@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from helpers import scoreboard
-from helpers.files import locked
+from helpers.files import locked, printable
 from helpers.measurement import Alone, Context, Dataset, Machine, Measurement, MemoryUse, Training, machine
 from helpers.pipelines import PIPELINES
 from helpers.sandbox import Outcome
@@ -325,6 +325,26 @@ def test_a_pipeline_that_finished_nowhere_is_still_a_result(tmp_path, capsys):
     path = write(tmp_path / "[a].jsonl", row)
     status, out, _ = merged_by_command(capsys, path, "--to", tmp_path / "a.svg")
     assert status == 0 and "1 machine:" in out and "[a]" in out and "[b]" in out and "hung" in out
+
+
+STRANGE = [":cat:", "[/b]", "[red]", "\x1b[31mred", "two\nlines", "\udcff"]
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_names_are_printed_as_they_are(tmp_path, capsys, monkeypatch, name):
+    monkeypatch.setenv("COURSE_RESULTS", str(tmp_path / "local"))
+    context = {"dataset": Dataset(name=name), "machine": Machine(cpu=name)}
+    row = measurement(name, context=context, training={"accelerator": name, "utilisation_percent": 1.0})
+    folder, shown = tmp_path / name.replace("/", ""), printable(name)
+    write(folder / "a.jsonl", row)
+    (folder / "b.jsonl").write_bytes(json.dumps({"outcome": name, "version": 2}).encode())
+    status, out, err = merged_by_command(capsys, folder, tmp_path / name.replace("/", "~"), "--to", folder / "a.png")
+    assert status == 1 and f"images of {shown} at" in out and out.count(shown) >= 3 and (folder / "a.png").exists()
+    assert printable(folder.name) in err and "\x1b" not in out + err
+    monkeypatch.setattr(scoreboard, "local_path", lambda: folder / "a.jsonl")
+    assert scoreboard.main([]) == 0
+    out = capsys.readouterr().out
+    assert out.count(shown) == 3 and "\x1b" not in out
 
 
 @pytest.mark.parametrize(
