@@ -143,7 +143,9 @@ def find_lessons(everything: bool = False) -> list[Path]:
     """
     lessons = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
     if not lessons:
-        raise FileNotFoundError(f"{NOTEBOOKS}: no lessons there; run `pip install -e .` in a clone of the repository")
+        raise FileNotFoundError(
+            f"{NOTEBOOKS}: no lessons there; run `python -m pip install -e .` in a clone of the course"
+        )
     if everything:
         return lessons + sorted(NOTEBOOKS.glob("in_depth/[0-9]*.ipynb"))
     return [path for path in lessons if path.stem <= _LAST_ON_THE_ROAD]
