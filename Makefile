@@ -10,30 +10,34 @@
 # make gpu-bench   measure all pipelines beside ResNet-50 on this machine's GPU; MINUTES=25 at most, goes on where it was
 # make reference   measure all pipelines for results/, where lessons look for machines to compare with
 #
-# Every target makes .venv when it is missing or when the lock has changed. Another Python: make course PYTHON=python3.12
+# Every target makes .venv when it is missing, and installs anew when the lock has changed or this folder was moved.
+# Another Python: make course PYTHON=python3.12
 
 VENV := .venv
-BIN := $(VENV)/bin
+PY := $(VENV)/bin/python
 READER := $(VENV)/installed-requirements
 MAINTAINER := $(VENV)/installed-requirements-dev
+# What is installed knows this folder's path; its scripts do, too, so none is called but through `python -m`.
+$(shell for stamp in $(READER) $(MAINTAINER); do \
+    [ ! -s $$stamp ] || [ "$$(cat $$stamp)" = "$$(pwd -P)" ] || rm -f $$stamp; done)
 LESSONS := $(sort $(wildcard notebooks/[0-9]*.ipynb notebooks/in_depth/[0-9]*.ipynb))
 SOLUTIONS := $(sort $(wildcard notebooks/solutions/*.ipynb))
 
-PYTEST := $(BIN)/python -m pytest -p no:cacheprovider --durations=10
+PYTEST := $(PY) -m pytest -p no:cacheprovider --durations=10
 export TEST_ALL
 
 # What nbval and the tests see: few images, and no trace in the reader's own results.
 export_test_settings = export COURSE_IMAGES=240 COURSE_RESULTS="$$PWD/build/test-results" COURSE_PACKED="$$PWD/build/test-packed"
 
-.PHONY: course lab test test-all check fuzz export lock bench gpu-bench reference clean
+.PHONY: course lab test test-all check fuzz export lock bench gpu-bench reference clean same-python
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
 course: $(READER)
-	@$(BIN)/python tools/run_course.py $(if $(ALL),--all) $(if $(AGAIN),--again)
+	@$(PY) tools/run_course.py $(if $(ALL),--all) $(if $(AGAIN),--again)
 
 lab: $(READER)
-	$(BIN)/jupyter lab notebooks
+	$(PY) -m jupyterlab notebooks
 
 test: check
 	rm -rf build/test-results build/test-packed
@@ -45,37 +49,40 @@ test-all:
 	$(MAKE) test TEST_ALL=1
 
 check: $(MAINTAINER)
-	$(BIN)/ruff check -q .
-	$(BIN)/ruff format -q --check --exclude '*.ipynb' .
-	$(BIN)/python tools/export.py --check
-	$(BIN)/python tools/check_notebooks.py
+	$(PY) -m ruff check -q .
+	$(PY) -m ruff format -q --check --exclude '*.ipynb' .
+	$(PY) tools/export.py --check
+	$(PY) tools/check_notebooks.py
 
 fuzz: $(MAINTAINER)
-	FUZZ_EXAMPLES=$(or $(EXAMPLES),10000) $(BIN)/python -m pytest tests/test_fuzz.py -n 2 --timeout=0
+	FUZZ_EXAMPLES=$(or $(EXAMPLES),10000) $(PY) -m pytest tests/test_fuzz.py -n 2 --timeout=0
 
 export: $(MAINTAINER)
-	$(BIN)/python tools/export.py
+	$(PY) tools/export.py
 
 lock: $(MAINTAINER)
-	$(BIN)/python tools/lock.py
+	$(PY) tools/lock.py
 
 bench: $(MAINTAINER)
-	$(BIN)/python benchmarks/watching.py
-	$(BIN)/python benchmarks/pipelines.py
+	$(PY) benchmarks/watching.py
+	$(PY) benchmarks/pipelines.py
 
 gpu-bench: $(READER)
-	$(BIN)/python benchmarks/gpu.py --minutes $(or $(MINUTES),25)
+	$(PY) benchmarks/gpu.py --minutes $(or $(MINUTES),25)
 
 reference: $(READER)
-	$(BIN)/python -m helpers.benchmark --reference --repeats 5
+	$(PY) -m helpers.benchmark --reference --repeats 5
 
 clean:
 	rm -rf build $(VENV)
 
-$(READER): requirements.txt pyproject.toml
+$(READER): requirements.txt pyproject.toml | same-python
 	@sh tools/set_up.sh "$(PYTHON)" $(VENV) requirements.txt
-	@touch $@
+	@pwd -P >$@
 
-$(MAINTAINER): requirements-dev.txt pyproject.toml
+$(MAINTAINER): requirements-dev.txt pyproject.toml | same-python
 	@sh tools/set_up.sh "$(PYTHON)" $(VENV) requirements-dev.txt
-	@touch $@
+	@pwd -P >$@
+
+same-python:
+	@sh tools/set_up.sh "$(PYTHON)" $(VENV)

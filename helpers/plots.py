@@ -11,14 +11,19 @@ import inspect
 import io
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import chain
+from operator import attrgetter
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator
+from matplotlib.ticker import LogLocator
 
+from helpers.files import printable
 from helpers.measurement import Measurement
 from helpers.sandbox import ChildResult
 
@@ -49,9 +54,11 @@ STYLES = {
     "dali": ("#6B6B6B", "H"),
 }
 _OTHER_STYLE = ("#000000", ".")
+_STRIP_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#555555")
 _WAITING, _COMPUTING = "#D0D0D0", "#0072B2"
 _BUDGET_COLOUR, _CEILING_COLOUR = "#B22222", "#006D4F"
 _WIDTH_IN, _DPI = 7.0, 100  # 700 pixels wide
+_STEPS_SHOWN = 12
 
 
 def style(name: str) -> tuple[str, str]:
@@ -59,15 +66,34 @@ def style(name: str) -> tuple[str, str]:
     return STYLES.get(name, _OTHER_STYLE)
 
 
-def _figure(height_in: float) -> tuple[Figure, Axes]:
-    figure, axes = plt.subplots(figsize=(_WIDTH_IN, height_in), dpi=_DPI, layout="constrained")
-    axes.spines[["top", "right"]].set_visible(False)
+def _as_it_is(name: str) -> str:
+    """Return a name from a folder or a file for a figure: matplotlib would take what stands between $ for a formula."""
+    return printable(name).replace("$", r"\$")
+
+
+def _place(name: str) -> int:
+    return list(STYLES).index(name) if name in STYLES else len(STYLES)
+
+
+def _figure(height_in: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
+    """Return a figure and its axes; pyplot forgets it at once, so a notebook shows it only where it is returned."""
+    with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "grid.color": "#E8E8E8"}):
+        size = (_WIDTH_IN, height_in)
+        figure, axes = plt.subplots(rows, columns, figsize=size, dpi=_DPI, layout="constrained", **options)
+    plt.close(figure)
     return figure, axes
 
 
-def _plain_numbers(axis) -> None:
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+def _plain_numbers(*scales) -> None:
+    for scale in scales:
+        scale.set_major_formatter("{x:,.0f}")
+        scale.set_minor_formatter("")
+
+
+def _labelled(own: Iterable[Measurement], reference: Iterable[Measurement]) -> list[tuple[Measurement, str, str]]:
+    """Return each row with its label and the colour inside its mark: another machine's rows are hollow."""
+    filled = [(one, _as_it_is(one.name), style(one.name)[0]) for one in own]
+    return filled + [(one, f"{_as_it_is(one.name)} (reference)", "white") for one in reference]
 
 
 def memory_throughput_map(
@@ -76,7 +102,6 @@ def memory_throughput_map(
     reference: Iterable[Measurement] = (),
     budget_mib: float | None = None,
     ceiling_images_per_s: float | None = None,
-    title: str = "",
 ) -> Figure:
     """Draw the course's map: peak memory against throughput, a dot per pipeline.
 
@@ -93,40 +118,37 @@ def memory_throughput_map(
         A horizontal line: what lies below it lets the accelerator wait.
     """
     figure, axes = _figure(4.0)
-    axes.set(xscale="log", yscale="log", xlabel="peak memory (MiB)", ylabel="images/s, first epoch", title=title)
-    reference = list(reference)
-    measurements = [*measurements, *reference]
-    rates = [one.alone.first_epoch_images_per_s for one in measurements if one.alone.first_epoch_images_per_s]
-    xs = [one.memory.peak_mib for one in measurements] + ([budget_mib] if budget_mib else [])
-    ys = rates + ([ceiling_images_per_s] if ceiling_images_per_s else [])
-    axes.set_xlim(min([30, *(x / 2 for x in xs)]), max([3000, *(3 * x for x in xs)]))
-    axes.set_ylim(min([100, *(y / 2 for y in ys)]), max([3000, *(2.5 * y for y in ys)]))
+    rows = _labelled(measurements, reference)
+    rates = [one.alone.first_epoch_images_per_s for one, *_ in rows]
+    xs = [x for x in (budget_mib, *(one.memory.peak_mib for one, *_ in rows)) if x]
+    ys = [y for y in (ceiling_images_per_s, *rates) if y]
+    lowest = min([100, *(y / 2 for y in ys)])
+    axes.set(
+        xscale="log",
+        xlabel="peak memory (MiB)",
+        xlim=(min([30, *(x / 2 for x in xs)]), max([3000, *(3 * x for x in xs)])),
+    )
+    axes.set(yscale="log", ylabel="images/s, first epoch", ylim=(lowest, max([3000, *(2.5 * y for y in ys)])))
     labels = []
-    for one in measurements:
-        colour, marker = style(one.name)
-        x, y, name = one.memory.peak_mib, one.alone.first_epoch_images_per_s, _marked(one, reference)
+    for (one, label, face), y in zip(rows, rates, strict=True):
+        x, (colour, marker) = one.memory.peak_mib, style(one.name)
         if y:
-            face = colour if name == one.name else "white"
             axes.plot(x, y, marker, color=colour, markerfacecolor=face, markersize=10, zorder=3)
-            labels.append((x, y, name, colour))
         else:
-            y = axes.get_ylim()[0] * 1.3
+            y, label = 1.3 * lowest, f"{label}: {one.outcome}"
             axes.plot(x, y, "x", color=colour, markersize=11, markeredgewidth=3, zorder=3)
-            labels.append((x, y, f"{name}: {one.outcome}", colour))
+        labels.append((x, y, label, colour))
     _label_apart(axes, labels)
     if budget_mib:
+        where = {"transform": axes.get_xaxis_transform(), "va": "top", "fontsize": 9, "color": _BUDGET_COLOUR}
         axes.axvline(budget_mib, color=_BUDGET_COLOUR, linestyle="--", linewidth=1.2)
-        where = {"transform": axes.get_xaxis_transform(), "va": "top", "fontsize": 9}
-        axes.text(budget_mib, 0.98, f" budget {budget_mib:,.0f} MiB", color=_BUDGET_COLOUR, **where)
+        axes.text(budget_mib, 0.98, f" budget {budget_mib:,.0f} MiB", **where)
     if ceiling_images_per_s:
+        where = {"transform": axes.get_yaxis_transform(), "va": "bottom", "fontsize": 9, "color": _CEILING_COLOUR}
         axes.axhline(ceiling_images_per_s, color=_CEILING_COLOUR, linestyle="--", linewidth=1.2)
-        where = {"transform": axes.get_yaxis_transform(), "va": "bottom", "fontsize": 9}
-        text = f" accelerator's ceiling {ceiling_images_per_s:,.0f} images/s "
-        axes.text(0.0, ceiling_images_per_s, text, color=_CEILING_COLOUR, **where)
-    _plain_numbers(axes.xaxis)
-    _plain_numbers(axes.yaxis)
-    axes.grid(which="major", color="#E8E8E8", zorder=0)
-    plt.close(figure)
+        axes.text(0, ceiling_images_per_s, f" accelerator's ceiling {ceiling_images_per_s:,.0f} images/s ", **where)
+    _plain_numbers(axes.xaxis, axes.yaxis)
+    axes.grid(which="major", zorder=0)
     return figure
 
 
@@ -135,62 +157,47 @@ def _label_apart(axes: Axes, labels: list[tuple[float, float, str, str]]) -> Non
     taken: list[tuple[float, float]] = []
     for x, y, text, colour in sorted(labels, key=lambda label: label[1]):
         at_x, at_y = axes.transData.transform((x, y))
-        target_y = at_y
-        while any(abs(target_y - other_y) < 15 and abs(at_x - other_x) < 150 for other_x, other_y in taken):
-            target_y += 3
-        taken.append((at_x, target_y))
-        axes.annotate(
-            text, (x, y), (9, (target_y - at_y) * 72 / _DPI), textcoords="offset points", va="center", color=colour,
-            fontsize=9,
-        )  # fmt: skip
+        up = 0
+        while any(abs(at_y + up - other_y) < 15 and abs(at_x - other_x) < 150 for other_x, other_y in taken):
+            up += 3
+        taken.append((at_x, at_y + up))
+        where = {"textcoords": "offset points", "va": "center", "color": colour, "fontsize": 9}
+        axes.annotate(text, (x, y), (9, up * 72 / _DPI), **where)
 
 
-def memory_strip(
-    runs: dict[str, ChildResult | Measurement] | ChildResult | Measurement,
-    *,
-    budget_mib: float | None = None,
-    height_in: float = 2.2,
-) -> Figure:
+def memory_strip(runs: Mapping[str, ChildResult], *, budget_mib: float | None = None) -> Figure:
     """Draw memory held over time, one line for each run, with the budget as a line.
 
     Parameters
     ----------
-    runs : dict or one run
+    runs : mapping
         Label to result. Time starts with the process, imports included.
     """
-    if not isinstance(runs, dict):
-        runs = {getattr(runs, "name", "memory held"): runs}
-    figure, axes = _figure(height_in)
-    colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#555555"]
-    longest = top = 0.0
+    figure, axes = _figure(2.2)
     for number, (label, result) in enumerate(runs.items()):
-        timeline = result.timeline if isinstance(result, ChildResult) else result.memory.timeline
-        seconds, held = [point[0] for point in timeline], [point[1] for point in timeline]
-        colour = style(label)[0] if label in STYLES else colours[number % len(colours)]
+        if not result.timeline:
+            continue
+        seconds, held, *_ = zip(*result.timeline, strict=True)
+        colour = style(label)[0] if label in STYLES else _STRIP_COLOURS[number % len(_STRIP_COLOURS)]
         axes.plot(seconds, held, color=colour, linewidth=1.6)
         if len(runs) == 1:
             axes.fill_between(seconds, held, color=colour, alpha=0.15, linewidth=0)
-        if seconds:
-            at_end = "x" if result.outcome != "finished" else "o"
-            axes.plot(seconds[-1], held[-1], at_end, color=colour, markersize=6, markeredgewidth=2)
-            died = result.outcome != "finished"
-            text, place = (f"{label}: {result.outcome}", (7, -10)) if died else (label, (7, 0))
-            where = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
-            axes.annotate(text, (seconds[-1], held[-1]), place, color=colour, fontsize=9, **where)
-            longest, top = max(longest, seconds[-1]), max(top, *held)
+        end, died = (seconds[-1], held[-1]), result.outcome != "finished"
+        axes.plot(*end, "x" if died else "o", color=colour, markersize=6, markeredgewidth=2)
+        where = {"textcoords": "offset points", "va": "center", "annotation_clip": False, "fontsize": 9}
+        text = _as_it_is(f"{label}: {result.outcome}" if died else label)
+        axes.annotate(text, end, (7, -10 if died else 0), color=colour, **where)
     if budget_mib:
         axes.axhline(budget_mib, color=_BUDGET_COLOUR, linestyle="--", linewidth=1.2)
         axes.text(0, budget_mib, f"budget {budget_mib:,.0f} MiB", color=_BUDGET_COLOUR, va="bottom", fontsize=9)
-        top = max(top, budget_mib)
-    axes.set(xlabel="seconds since the process started", ylabel="memory held (MiB)")
-    axes.set_xlim(0, (longest or 1) * 1.32)
-    axes.set_ylim(0, (top or 1) * 1.18)
+    points = [point for result in runs.values() for point in result.timeline] or [(1, 1)]
+    axes.set(xlabel="seconds since the process started", xlim=(0, 1.32 * max(point[0] for point in points)))
+    axes.set(ylabel="memory held (MiB)", ylim=(0, 1.18 * max([budget_mib or 0, *(point[1] for point in points)])))
     _plain_numbers(axes.yaxis)
-    plt.close(figure)
     return figure
 
 
-def step_timeline(measurements: Iterable[Measurement] | Measurement, *, steps: int = 12) -> Figure:
+def step_timeline(measurements: Iterable[Measurement] | Measurement) -> Figure:
     """Draw the first training steps of each pipeline: when the accelerator waited and when it computed.
 
     Parameters
@@ -203,17 +210,16 @@ def step_timeline(measurements: Iterable[Measurement] | Measurement, *, steps: i
         raise ValueError("a timeline needs measurements made with an accelerator: measure(…, accelerator=…)")
     figure, axes = _figure(0.9 + 0.55 * len(measurements))
     for row, one in enumerate(measurements):
-        spans = np.array([one.training.wait_ms[1 : steps + 1], one.training.compute_ms[1 : steps + 1]]).T.ravel()
-        ends = np.cumsum(spans)
-        starts = ends - spans
-        axes.broken_barh(list(zip(starts[::2], spans[::2], strict=True)), (row - 0.3, 0.6), color=_WAITING)
-        axes.broken_barh(list(zip(starts[1::2], spans[1::2], strict=True)), (row - 0.3, 0.6), color=_COMPUTING)
-    axes.set_yticks(range(len(measurements)), [one.name for one in measurements])
+        steps = zip(one.training.wait_ms[1:], one.training.compute_ms[1:], strict=False)
+        spans = np.array(list(steps)[:_STEPS_SHOWN]).ravel()
+        bars = np.stack([np.cumsum(spans) - spans, spans], axis=1)  # start and length
+        axes.broken_barh(bars[::2], (row - 0.3, 0.6), color=_WAITING)
+        axes.broken_barh(bars[1::2], (row - 0.3, 0.6), color=_COMPUTING)
+    axes.set_yticks(range(len(measurements)), [_as_it_is(one.name) for one in measurements])
     axes.invert_yaxis()
     axes.set_xlabel("ms")
     axes.text(0, 1.02, "accelerator computes", color=_COMPUTING, transform=axes.transAxes, fontsize=9)
     axes.text(0.27, 1.02, "waits for the pipeline", color="#888888", transform=axes.transAxes, fontsize=9)
-    plt.close(figure)
     return figure
 
 
@@ -227,32 +233,23 @@ def predicted_and_measured(measurements: Iterable[Measurement], *, reference: It
         ``1 / (1 / alone + 1 / ceiling)``, and ends where they work side by side, ``min(alone, ceiling)``. Rows of
         another machine are hollow.
     """
-    own, reference = (
-        [
-            one
-            for one in rows
-            if one.alone.images_per_s and one.training.ceiling_images_per_s and one.training.images_per_s
-        ]
-        for rows in (measurements, reference)
-    )
-    rows = sorted([*own, *reference], key=lambda one: _place(one.name))
+    figures = attrgetter("alone.images_per_s", "training.ceiling_images_per_s", "training.images_per_s")
+    rows = [row for row in _labelled(measurements, reference) if all(figures(row[0]))]
+    rows.sort(key=lambda row: _place(row[0].name))
     figure, axes = _figure(1.0 + 0.34 * len(rows))
-    for place, one in enumerate(rows):
+    for place, (one, _, face) in enumerate(rows):
         colour, marker = style(one.name)
-        borrowed = any(one is other for other in reference)
-        alone, ceiling = one.alone.images_per_s, one.training.ceiling_images_per_s
+        alone, ceiling, together = figures(one)
         in_turn, side_by_side = 1 / (1 / alone + 1 / ceiling), min(alone, ceiling)
         axes.barh(place, side_by_side - in_turn, left=in_turn, height=0.5, color=_WAITING, zorder=2)
-        face = "white" if borrowed else colour
-        axes.plot(one.training.images_per_s, place, marker, color=colour, markerfacecolor=face, markersize=9, zorder=3)
-    axes.set_yticks(range(len(rows)), [_marked(one, reference) for one in rows])
+        axes.plot(together, place, marker, color=colour, markerfacecolor=face, markersize=9, zorder=3)
+    axes.set_yticks(range(len(rows)), [label for _, label, _ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(left=0)
     axes.set_xlabel("images/s while training")
     axes.set_title("grey: predicted, from taking turns (left end) to working side by side (right end)", fontsize=9)
-    axes.grid(axis="x", color="#E8E8E8", zorder=0)
+    axes.grid(axis="x", zorder=0)
     _plain_numbers(axes.xaxis)
-    plt.close(figure)
     return figure
 
 
@@ -260,7 +257,6 @@ def scoreboard_by_pipeline(
     machines: Mapping[str, Sequence[Measurement]],
     *,
     reference: Mapping[str, Sequence[Measurement]] | None = None,
-    accelerator: str | None = None,
     title: str = "",
 ) -> Figure:
     """Draw images/s, the accelerator's busy share and peak memory, a row for each pipeline.
@@ -274,115 +270,78 @@ def scoreboard_by_pipeline(
         cross at its peak.
     reference : mapping, optional
         Other machines: hollow dots.
-    accelerator : str, optional
-        Only rows trained with this one have a place among the busy shares; by default all.
     """
     reference = reference or {}
-    names = sorted({one.name for rows in [*machines.values(), *reference.values()] for one in rows}, key=_place)
-    figure, panels = plt.subplots(
-        1, 3, figsize=(_WIDTH_IN, 1.1 + 0.42 * len(names)), dpi=_DPI, layout="constrained", sharey=True,
-        width_ratios=(5, 3, 3),
-    )  # fmt: skip
-
-    def busy(one: Measurement) -> float | None:
-        return one.training.utilisation_percent if accelerator in (None, one.training.accelerator) else None
-
+    rows, hollow = list(machines.values()), list(chain(*reference.values()))
+    names = sorted(dict.fromkeys(one.name for one in chain(*rows, hollow)), key=_place)
+    figure, panels = _figure(1.1 + 0.42 * len(names), 1, 3, sharey=True, width_ratios=(5, 3, 3))
     figures = {
-        "images/s, first epoch": lambda one: one.alone.first_epoch_images_per_s or None,
-        "accelerator busy (%)": busy,
-        "peak memory (MiB)": lambda one: one.memory.peak_mib or None,
+        "images/s, first epoch": attrgetter("alone.first_epoch_images_per_s"),
+        "accelerator busy (%)": attrgetter("training.utilisation_percent"),
+        "peak memory (MiB)": attrgetter("memory.peak_mib"),
     }
     for axes, (label, value) in zip(panels, figures.items(), strict=True):
-        if value is not busy:
+        if axes is not panels[1]:
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-        _draw_rows(axes, names, list(machines.values()), list(reference.values()), value)
+        middles = [_draw_row(axes, place, name, rows, hollow, value) for place, name in enumerate(names)]
+        if len(rows) == 1:
+            axes.plot(middles, range(len(names)), color="#BBBBBB", linewidth=1, zorder=1)
+        axes.margins(x=0.12)
         _plain_numbers(axes.xaxis)
         axes.set_xlabel(label, fontsize=9)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="x", color="#E8E8E8", zorder=0)
+        axes.grid(axis="x", zorder=0)
         axes.tick_params(axis="x", labelsize=9)
         axes.tick_params(axis="y", left=False)
-    panels[0].set_yticks(range(len(names)), names)
-    for tick, name in zip(panels[0].get_yticklabels(), names, strict=True):
-        tick.set_color(style(name)[0])
+    panels[0].set_yticks(range(len(names)), map(_as_it_is, names))
     panels[0].set_ylim(max(len(names), 1) - 0.4, -0.6)
     panels[1].set_xlim(-5, 105)
-    _name_the_failed(panels[0], names, list(machines.values()))
-    figure.suptitle(_with_key(title, machines, reference), fontsize=9, x=0.01, ha="left")
-    plt.close(figure)
+    where = {"transform": panels[0].get_yaxis_transform(), "va": "center", "ha": "right", "color": _BUDGET_COLOUR}
+    for place, (tick, name) in enumerate(zip(panels[0].get_yticklabels(), names, strict=True)):
+        tick.set_color(style(name)[0])
+        if failed := _failed(name, rows):
+            panels[0].text(1, place, failed, fontsize=7.5, zorder=5, **where)
+    lines = [_as_it_is(title), f"one dot for each of {len(rows)} machines; | their median" if len(rows) > 1 else ""]
+    lines += [_as_it_is(f"filled: {', '.join(machines)}; hollow: {', '.join(reference)}") if reference else ""]
+    figure.suptitle("\n".join(filter(None, lines)), fontsize=9, x=0.01, ha="left")
     return figure
 
 
-def _place(name: str) -> int:
-    order = list(STYLES)
-    return order.index(name) if name in order else len(order)
+def _draw_row(
+    axes: Axes, place: int, name: str, machines: list[Sequence], hollow: list[Measurement], value: Callable
+) -> float:
+    """Draw one figure of one pipeline; return the median to which a line may lead, else NaN."""
+    colour, marker = style(name)
+    for other in (value(one) for one in hollow if one.name == name):
+        axes.plot(other or np.nan, place, marker, color=colour, markerfacecolor="white", markersize=7, zorder=2)
+    found = {number: one for number, rows in enumerate(machines) for one in rows if one.name == name and value(one)}
+    if not found:
+        return np.nan
+    several, middle = len(machines) > 1, float(np.median([value(one) for one in found.values()]))
+    size, opacity = (max(3.5, 7 - len(machines) / 8), 0.8) if several else (8, 1)
+    note = partial(axes.annotate, textcoords="offset points", zorder=5)
+    for number, one in found.items():
+        at = (value(one), place + (0.56 * number / (len(machines) - 1) - 0.28 if several else 0))
+        mark = marker if one.outcome == "finished" else "x"
+        axes.plot(*at, mark, color=colour, markersize=size, alpha=opacity, zorder=3)
+        if len(found) > 2 and not middle / 2 <= at[0] <= 2 * middle:
+            note(str(number + 1), at, (6, 0), va="center", fontsize=8)
+    if not several:
+        note(f"{middle:,.0f}", (middle, place), (0, 6), ha="center", color=colour, fontsize=7.5)
+    elif len(found) > 1:
+        axes.plot([middle, middle], [place - 0.38, place + 0.38], color="black", linewidth=1.5, zorder=4)
+        note(f"{middle:,.0f}", (middle, place - 0.36), (3, 0), fontsize=7)
+    return middle if name in STYLES and all(one.outcome == "finished" for one in found.values()) else np.nan
 
 
-def _marked(one: Measurement, reference: Sequence[Measurement]) -> str:
-    return f"{one.name} (reference)" if any(one is other for other in reference) else one.name
-
-
-def _draw_rows(
-    axes: Axes, names: list[str], machines: list[Sequence], reference: list[Sequence], value: Callable
-) -> None:
-    """Draw one figure of every machine, each at the height of its pipeline."""
-    heights = np.linspace(-0.28, 0.28, len(machines)) if len(machines) > 1 else [0.0]
-    size = 8 if len(machines) == 1 else max(3.5, 7 - len(machines) / 8)
-    joined = []
-    for place, name in enumerate(names):
-        colour, marker = style(name)
-        for one in (one for rows in reference for one in rows if one.name == name and value(one) is not None):
-            axes.plot(value(one), place, marker, color=colour, markerfacecolor="white", markersize=7, zorder=2)
-        found = {number: one for number, rows in enumerate(machines) for one in rows if one.name == name}
-        found = {number: one for number, one in found.items() if value(one) is not None}
-        values = {number: value(one) for number, one in found.items()}
-        middle = float(np.median(list(values.values()))) if values else None
-        for number, one in found.items():
-            at = (values[number], place + heights[number])
-            mark = marker if one.outcome == "finished" else "x"
-            axes.plot(*at, mark, color=colour, markersize=size, alpha=0.8 if len(machines) > 1 else 1, zorder=3)
-            if len(values) > 2 and not middle / 2 <= at[0] <= 2 * middle:
-                axes.annotate(
-                    str(number + 1), at, (6, 0), textcoords="offset points", va="center", fontsize=8, zorder=5
-                )
-        if len(machines) == 1 and values:
-            label = {"textcoords": "offset points", "ha": "center", "fontsize": 7.5, "zorder": 5}
-            axes.annotate(f"{middle:,.0f}", (middle, place), (0, 6), color=colour, **label)
-        elif len(values) > 1:
-            axes.plot([middle, middle], [place - 0.38, place + 0.38], color="black", linewidth=1.5, zorder=4)
-            axes.annotate(
-                f"{middle:,.0f}", (middle, place - 0.36), (3, 0), textcoords="offset points", fontsize=7, zorder=5
-            )
-        is_step = len(machines) == 1 and values and name in STYLES and found[0].outcome == "finished"
-        joined.append((middle, place) if is_step else (np.nan, place))  # no line across a row without a figure
-    if joined:
-        axes.plot(*zip(*joined, strict=True), color="#BBBBBB", linewidth=1, zorder=1)
-    axes.margins(x=0.12)
-
-
-def _name_the_failed(axes: Axes, names: list[str], machines: list[Sequence]) -> None:
-    """Write in a pipeline's row what became of the runs that have no rate."""
-    for place, name in enumerate(names):
-        failed: dict[str, list[str]] = {}
-        for number, rows in enumerate(machines, 1):
-            for one in rows:
-                if one.name == name and not one.alone.first_epoch_images_per_s:
-                    failed.setdefault(one.outcome, []).append(str(number))
-        text = "; ".join(
-            outcome + (f": {', '.join(numbers)}" if len(machines) > 1 else "") for outcome, numbers in failed.items()
-        )
-        where = {"transform": axes.get_yaxis_transform(), "va": "center", "ha": "right"}
-        if text:
-            axes.text(1, place, text, color=_BUDGET_COLOUR, fontsize=7.5, zorder=5, **where)
-
-
-def _with_key(title: str, machines: Mapping, reference: Mapping) -> str:
-    """Return the title with a line below it that says what the marks are."""
-    parts = [f"one dot for each of {len(machines)} machines; | their median"] if len(machines) > 1 else []
-    if reference:
-        parts += [f"filled: {', '.join(machines)}; hollow: {', '.join(reference)}"]
-    return "\n".join(line for line in (title, *parts) if line)
+def _failed(name: str, machines: list[Sequence]) -> str:
+    """Return what became of a pipeline's runs that have no rate, with their machines' numbers if there are several."""
+    failed: dict[str, list[str]] = {}
+    for number, rows in enumerate(machines, 1):
+        for one in rows:
+            if one.name == name and not one.alone.first_epoch_images_per_s:
+                failed.setdefault(one.outcome, []).append(str(number))
+    return "; ".join(f"{why}: {', '.join(at)}" if len(machines) > 1 else why for why, at in failed.items())
 
 
 def show_images(images: Sequence[np.ndarray], titles: Sequence[str] = (), *, columns: int = 4) -> Image:
@@ -394,34 +353,25 @@ def show_images(images: Sequence[np.ndarray], titles: Sequence[str] = (), *, col
         Each ``(height, width, 3)`` or ``(height, width, 1)``; uint8, or floats in [-1, 1], which are scaled back.
     """
     rows = -(-len(images) // columns)
-    size_in = (_WIDTH_IN, rows * _WIDTH_IN / columns * 0.92)
-    figure, grid = plt.subplots(rows, columns, figsize=size_in, dpi=_DPI, layout="constrained", squeeze=False)
+    figure, grid = _figure(rows * _WIDTH_IN / columns * 0.92, rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
-    for number, (axes, image) in enumerate(zip(grid.flat, images, strict=False)):
-        image = np.asarray(image)
+    for axes, image in zip(grid.flat, map(np.asarray, images), strict=False):
         if np.issubdtype(image.dtype, np.floating):
             image = np.clip((image + 1) / 2, 0, 1)
         axes.imshow(image, cmap="gray" if image.shape[-1] == 1 else None)
-        if number < len(titles):
-            axes.set_title(titles[number], fontsize=9)
+    for axes, title in zip(grid.flat, titles, strict=False):
+        axes.set_title(_as_it_is(title), fontsize=9)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="jpeg", pil_kwargs={"quality": 85})
-    plt.close(figure)
     return Image(buffer.getvalue(), format="jpeg")
 
 
 class show_change:
-    """Show what changed between two functions, line by line; removed lines red, added lines green.
+    """Show what changed between two functions, line by line; removed lines red, added lines green."""
 
-    Parameters
-    ----------
-    before, after : callable or str
-        Functions, also from notebook cells, or their source.
-    """
-
-    def __init__(self, before: Callable | str, after: Callable | str):
-        lines = [_source(one).splitlines() for one in (before, after)]
+    def __init__(self, before: Callable, after: Callable):
+        lines = [textwrap.dedent(inspect.getsource(one)).strip("\n").splitlines() for one in (before, after)]
         self._diff = [line for line in difflib.ndiff(*lines) if not line.startswith("?")]
 
     def __repr__(self) -> str:
@@ -434,7 +384,3 @@ class show_change:
             for line in self._diff
         )
         return f"<div style='font-family:monospace;font-size:90%;line-height:1.35;overflow-x:auto'>{rows}</div>"
-
-
-def _source(function: Callable | str) -> str:
-    return textwrap.dedent(function if isinstance(function, str) else inspect.getsource(function)).strip("\n")

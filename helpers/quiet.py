@@ -1,4 +1,4 @@
-"""Keep TensorFlow's start-up notes off the reader's page.
+"""Keep TensorFlow's start-up notes, and the traceback of Ctrl-C, off the reader's page.
 
 TensorFlow 2.21 writes five lines to standard error while it is imported, before it reads TF_CPP_MIN_LOG_LEVEL.
 """
@@ -10,7 +10,7 @@ import re
 import sys
 import tempfile
 
-__all__ = ["quiet_tensorflow", "without_start_up_notes"]
+__all__ = ["quiet_interrupts", "quiet_tensorflow", "without_start_up_notes"]
 
 _START_UP_NOTE = re.compile(rb"^(I0000 .*|WARNING: All log messages before absl::InitializeLog\(\).*)\n?", re.MULTILINE)
 
@@ -18,6 +18,17 @@ _START_UP_NOTE = re.compile(rb"^(I0000 .*|WARNING: All log messages before absl:
 def without_start_up_notes(output: bytes) -> bytes:
     """Return what a program wrote to standard error, TensorFlow's start-up notes left out."""
     return _START_UP_NOTE.sub(b"", output)
+
+
+def quiet_interrupts() -> None:
+    """Let Ctrl-C end this program without a traceback, even while it is importing and nothing can catch it yet."""
+    usual = sys.excepthook
+
+    def hook(kind, error, traceback) -> None:
+        if not issubclass(kind, KeyboardInterrupt):
+            usual(kind, error, traceback)
+
+    sys.excepthook = hook
 
 
 def quiet_tensorflow() -> None:
@@ -29,7 +40,10 @@ def quiet_tensorflow() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if "tensorflow" in sys.modules:
         return
-    sys.stderr.flush()
+    if sys.stderr is None:  # closed, as by 2>&-: the next file to be opened would be given all that is written there
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    else:
+        sys.stderr.flush()
     standard_error = os.dup(2)
     try:
         with tempfile.TemporaryFile() as held_back:

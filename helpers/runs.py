@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import gc
@@ -73,8 +74,7 @@ def images_and_labels(batch: object) -> tuple[Any, Any]:
 def _described(thing: object) -> str:
     if hasattr(thing, "shape"):
         return f"one {type(thing).__name__} of shape {tuple(thing.shape)}"
-    length = f" of {len(thing)}" if hasattr(thing, "__len__") else ""
-    return f"a {type(thing).__name__}{length}"
+    return f"a {type(thing).__name__}" + (f" of {len(thing)}" if hasattr(thing, "__len__") else "")
 
 
 def _checked(batch: object) -> tuple[Any, Any]:
@@ -146,9 +146,7 @@ def train(
     training = Training(
         device=keras_device() if is_keras else None,
         ceiling_images_per_s=ceiling_images_per_s,
-        wait_ms=_first_ms(waits_s),
-        compute_ms=_first_ms(steps_s),
-        **(_shares(counts, waits_s, steps_s) if counts else {}),
+        **(_figures(counts, 1000 * np.array(waits_s), 1000 * np.array(steps_s)) if counts else {}),
     )
     used = Gpu(
         busy_percent=gpu.busy_percent,
@@ -159,20 +157,20 @@ def train(
     return training, used, keras_backend() if is_keras else None
 
 
-def _shares(counts: list[int], waits_s: list[float], steps_s: list[float]) -> dict[str, float]:
-    """Return images/s, utilisation and percentiles of the wait; the first step is left out where there are more."""
-    skip = 1 if len(counts) > 1 else 0
-    total_s = sum(waits_s[skip:]) + sum(steps_s[skip:])
-    percentiles = np.percentile(1000 * np.array(waits_s[skip:]), [50, 95, 100]).tolist()
+def _figures(counts: list[int], wait_ms: np.ndarray, compute_ms: np.ndarray) -> dict[str, Any]:
+    """Return what the steps of a training say; the first one counts only where there is no other."""
+    counted = slice(1 if len(counts) > 1 else 0, None)
+    waited_ms, computed_ms = float(wait_ms[counted].sum()), float(compute_ms[counted].sum())
+    p50, p95, highest = np.percentile(wait_ms[counted], [50, 95, 100]).tolist()
     return {
-        "images_per_s": sum(counts[skip:]) / total_s,
-        "utilisation_percent": 100 * sum(steps_s[skip:]) / total_s,
-        **dict(zip(("wait_ms_p50", "wait_ms_p95", "wait_ms_max"), percentiles, strict=True)),
+        "images_per_s": 1000 * sum(counts[counted]) / (waited_ms + computed_ms),
+        "utilisation_percent": 100 * computed_ms / (waited_ms + computed_ms),
+        "wait_ms_p50": p50,
+        "wait_ms_p95": p95,
+        "wait_ms_max": highest,
+        "wait_ms": tuple(wait_ms[:_MAX_STEPS_KEPT].round(3).tolist()),
+        "compute_ms": tuple(compute_ms[:_MAX_STEPS_KEPT].round(3).tolist()),
     }
-
-
-def _first_ms(times_s: list[float]) -> tuple[float, ...]:
-    return tuple(round(1000 * seconds, 3) for seconds in times_s[:_MAX_STEPS_KEPT])
 
 
 def _is_at_end(images_done: int, batch_size: int, files: ImageFiles) -> bool:
@@ -207,14 +205,10 @@ def settled_mib() -> float:
 
 def _cpu_seconds(process: psutil.Process) -> float:
     """Return the CPU time of a process and its children, in seconds; of those that ended, only the waited for."""
-    times = process.cpu_times()
-    total = times.user + times.system + times.children_user + times.children_system
+    total = sum(process.cpu_times()[:4])  # user, system, and the same of children
     for child in process.children(recursive=True):
-        try:
-            times = child.cpu_times()
-        except psutil.Error:
-            continue
-        total += times.user + times.system
+        with contextlib.suppress(psutil.Error):
+            total += sum(child.cpu_times()[:2])
     return total
 
 

@@ -8,24 +8,25 @@ reference machines. The environment variable COURSE_RESULTS names another folder
 from __future__ import annotations
 
 import argparse
-import io
 import math
 import os
 import re
-import statistics
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from statistics import median
 
+from msgspec.structs import replace
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
-from helpers.files import ExitStatus, locked
+from helpers.files import ExitStatus, locked, printable, write_whole
 from helpers.measurement import Machine, Measurement, machine
 from helpers.pipelines import PIPELINES
 
@@ -45,16 +46,11 @@ LESSONS = {  # the name of a row -> the notebook that makes it
 _RESULTS = Path(__file__).resolve().parent.parent / "results"
 _LOCK_TIMEOUT_S = 20
 _PICTURE_FORMATS = (".png", ".svg", ".pdf")
-_TORN_LINES_NAMED = 3
+_LOOKS = {"box": SIMPLE_HEAD, "show_edge": False, "title_justify": "left", "caption_justify": "left"}
 
 
 def record(measurement: Measurement, path: str | os.PathLike | None = None) -> Path:
-    """Append a measurement to this machine's file; several kernels may do so at once.
-
-    Parameters
-    ----------
-    path : path, optional
-        Another file than this machine's.
+    """Add a measurement to this machine's file, or to another one; several kernels may do so at once.
 
     Returns
     -------
@@ -68,28 +64,11 @@ def record(measurement: Measurement, path: str | os.PathLike | None = None) -> P
     """
     path = local_path() if path is None else Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = measurement.to_json().encode() + b"\n"
     busy = f"{path}: locked by another program for {_LOCK_TIMEOUT_S} s; measurement not kept"
-    # Unbuffered: closing a buffered file would write again what found no room.
-    with locked(f"{path}.lock", busy, wait_s=_LOCK_TIMEOUT_S), open(path, "ab", buffering=0) as file:
-        _append(file, line)
+    with locked(f"{path}.lock", busy, wait_s=_LOCK_TIMEOUT_S):
+        kept = path.read_bytes().rstrip() + b"\n" if path.exists() else b""
+        write_whole(path, kept + measurement.to_json().encode() + b"\n")
     return path
-
-
-def _append(file: io.FileIO, line: bytes) -> None:
-    """Write one line as a whole or not at all; a line that a killed writer left unfinished is ended first."""
-    size = file.seek(0, os.SEEK_END)
-    with open(file.name, "rb") as reader:
-        reader.seek(max(size - 1, 0))
-        torn = size > 0 and reader.read(1) != b"\n"
-    left = b"\n" + line if torn else line
-    try:
-        while left:
-            left = left[file.write(left) :]
-        os.fsync(file.fileno())
-    except OSError:
-        os.truncate(file.name, size)
-        raise
 
 
 def load(path: str | os.PathLike | None = None) -> list[Measurement]:
@@ -98,17 +77,20 @@ def load(path: str | os.PathLike | None = None) -> list[Measurement]:
     A line that is no measurement is left out, with a warning that names it.
     """
     path = local_path() if path is None else Path(path)
-    if not path.exists():
-        return []
-    found = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        if not line.strip():
-            continue
+    rows, complaints = _parsed(path, path.read_bytes() if path.exists() else b"")
+    for complaint in complaints:
+        warnings.warn(complaint, stacklevel=2)
+    return rows
+
+
+def _parsed(path: Path, content: bytes) -> tuple[list[Measurement], list[str]]:
+    rows, complaints = [], []
+    for number, line in enumerate(content.splitlines(), 1):
         try:
-            found.append(Measurement.from_json(line.decode()))
+            rows += [Measurement.from_json(line.decode())] if line.strip() else []
         except ValueError as error:
-            warnings.warn(f"{path}, line {number}: left out ({error})", stacklevel=2)
-    return found
+            complaints.append(printable(f"{path}, line {number}: left out ({error})"))
+    return rows, complaints
 
 
 def load_reference() -> dict[str, list[Measurement]]:
@@ -119,12 +101,11 @@ def load_reference() -> dict[str, list[Measurement]]:
 def newest(measurements: Iterable[Measurement]) -> list[Measurement]:
     """Return the last measurement of each name, the course's pipelines first and in its order."""
     last = {measurement.name: measurement for measurement in measurements}
-    return sorted(last.values(), key=lambda one: _place(one.name))
+    return [last[name] for name in sorted(last, key=_place)]
 
 
 def _place(name: str) -> int:
-    order = list(PIPELINES)
-    return order.index(name) if name in order else len(order)
+    return list(PIPELINES).index(name) if name in PIPELINES else len(PIPELINES)
 
 
 def fill(
@@ -147,23 +128,18 @@ def fill(
     reference : str or None
         The name of the reference machine; None when nothing was borrowed.
     """
-    own = newest(own)
-    references = load_reference() if references is None else references
+    own, here = newest(own), machine().cores
     missing = set(PIPELINES) - {one.name for one in own if one.alone.images_per_s and one.training.images_per_s}
+    references = load_reference() if references is None else references
     found = {name: [one for one in newest(rows) if one.name in missing] for name, rows in references.items()}
-    here = machine().cores
-    nearest = min(
-        (name for name, rows in found.items() if rows),
-        key=lambda name: (abs(math.log((found[name][-1].context.machine.cores or here) / here)), name),
-        default=None,
-    )
+    times = {name: (rows[-1].context.machine.cores or here) / here for name, rows in found.items() if rows}
+    nearest = min(times, key=lambda name: (abs(math.log(times[name])), name), default=None)
     return own, found.get(nearest, []), nearest
 
 
 def local_path() -> Path:
     """Return this machine's file; it is named after its CPU, cores, memory and GPUs, not after its owner."""
-    folder = Path(os.environ.get("COURSE_RESULTS") or _RESULTS / "local")
-    return folder / f"{_kind_of(machine())}.jsonl"
+    return Path(os.environ.get("COURSE_RESULTS") or _RESULTS / "local", f"{_kind_of(machine())}.jsonl")
 
 
 def _kind_of(here: Machine) -> str:
@@ -174,11 +150,7 @@ def _kind_of(here: Machine) -> str:
 def _describe(here: Machine) -> str:
     """Return a machine in words; a file that somebody else wrote may leave anything out."""
     memory = "?" if here.memory_mib is None else f"{here.memory_mib / 1024:.0f}"
-    return ", ".join([here.cpu, _cores_of(here), f"{memory} GiB", *here.gpus[:1]])
-
-
-def _cores_of(here: Machine) -> str:
-    return f"{'?' if here.cores is None else here.cores} cores"
+    return ", ".join([here.cpu, f"{'?' if here.cores is None else here.cores} cores", f"{memory} GiB", *here.gpus[:1]])
 
 
 def table(measurements: Iterable[Measurement], *, reference: Iterable[Measurement] = ()) -> Table:
@@ -187,30 +159,35 @@ def table(measurements: Iterable[Measurement], *, reference: Iterable[Measuremen
     Parameters
     ----------
     reference : iterable of Measurement
-        Rows of another machine, as `fill` finds them; marked, and sorted in.
-
+        Rows of another machine, as `fill` finds them; marked.
     """
-    measurements, reference = list(measurements), list(reference)
-    shown = _empty_table("Scoreboard")
-    shown.add_column("pipeline", no_wrap=True)
-    for heading in ("files", "alone\nimages/s", "1st epoch\nimages/s", "training\nimages/s", "busy\n%", "peak\nMiB"):
-        shown.add_column(heading, justify="right", no_wrap=True)
+    headings = ("files", "alone\nimages/s", "1st epoch\nimages/s", "training\nimages/s", "busy\n%", "peak\nMiB")
+    shown = _empty_table("Scoreboard", *headings)
     shown.add_column("outcome", no_wrap=True)
-    for one in sorted([*measurements, *reference], key=lambda one: _place(one.name)) if reference else measurements:
-        alone, training, here = one.alone, one.training, one.context.machine
-        figures = (
-            alone.images_per_s, alone.first_epoch_images_per_s, training.images_per_s, training.utilisation_percent,
-        )  # fmt: skip
-        cells = ["–" if figure is None else f"{figure:,.0f}" for figure in figures]
-        name = f"{one.name} (reference)" if any(one is other for other in reference) else one.name
-        shown.add_row(name, f"{one.files:,}", *cells, f"{one.memory.peak_mib:,.0f}", one.outcome)
-        shown.caption = f"{here.cpu}, {_cores_of(here)}; accelerator: {training.accelerator or 'none'}"
+    rows = [(one, one.name) for one in measurements] + [(one, f"{one.name} (reference)") for one in reference]
+    for one, name in sorted(rows, key=lambda row: _place(row[0].name)):
+        alone, training = one.alone, one.training
+        figures = (alone.images_per_s, alone.first_epoch_images_per_s, training.images_per_s)
+        cells = map(_number, (one.files, *figures, training.utilisation_percent, one.memory.peak_mib))
+        shown.add_row(_as_it_is(name), *cells, one.outcome)
+        caption = f"{_describe(one.context.machine)}; accelerator: {training.accelerator or 'none'}"
+        shown.caption = _as_it_is(caption, "table.caption")
     return shown
 
 
-def _empty_table(title: str, gap: int = 1) -> Table:
-    left = {"title_justify": "left", "caption_justify": "left"}
-    return Table(title=title, box=SIMPLE_HEAD, padding=(0, gap, 0, 0), show_edge=False, **left)
+def _as_it_is(text: str, style: str = "") -> Text:
+    """Return a name from a folder or a file for a table: rich would take `[b]` and `:cat:` for its own."""
+    return Text(printable(text), style)
+
+
+def _number(figure: float | None) -> str:
+    return "–" if figure is None else f"{figure:,.0f}"
+
+
+def _empty_table(title: str, *headings: str, gap: int = 1) -> Table:
+    """Return a table with a column for the pipeline's name and one for each figure."""
+    columns = [Column("pipeline", no_wrap=True), *(Column(one, justify="right", no_wrap=True) for one in headings)]
+    return Table(*columns, title=_as_it_is(title, "table.title"), padding=(0, gap, 0, 0), **_LOOKS)
 
 
 # ---- many machines ---------------------------------------------------------------------------------------------------
@@ -223,11 +200,10 @@ class Merged:
     Attributes
     ----------
     machines : dict
-        A machine's name, which is its file's, to its newest rows in the course's order.
+        A machine's name, which is its file's, to its newest rows in the course's order. A row that was trained with
+        another accelerator than most has no utilisation here.
     setting : str
         What all rows have in common, in words: data set, number of images, image size, batch size.
-    accelerator : str or None
-        The one that most rows were trained with; a row with another one has no busy share here.
     left_out : tuple of str
         What is not in `machines`, and why: a line each.
     unread : tuple of str
@@ -236,28 +212,19 @@ class Merged:
 
     machines: dict[str, list[Measurement]]
     setting: str
-    accelerator: str | None
     left_out: tuple[str, ...]
     unread: tuple[str, ...]
 
-    def busy_percent(self, one: Measurement) -> float | None:
-        """Return a row's accelerator utilisation, or None when it stood beside another accelerator."""
-        return one.training.utilisation_percent if one.training.accelerator == self.accelerator else None
-
     def pace(self) -> dict[str, float | None]:
         """Return how fast each machine is: its images/s over the median machine's, median over the pipelines."""
-        median = {name: statistics.median(rates) for name, rates in self._rates().items()}
-        found = {}
-        for machine_name, rows in self.machines.items():
-            shares = [_rate(one) / median[one.name] for one in rows if _rate(one)]
-            found[machine_name] = statistics.median(shares) if shares else None
-        return found
-
-    def _rates(self) -> dict[str, list[float]]:
-        found: dict[str, list[float]] = {}
-        for one in (one for rows in self.machines.values() for one in rows if _rate(one)):
-            found.setdefault(one.name, []).append(_rate(one))
-        return found
+        rates: dict[str, list[float]] = {}
+        for one in filter(_rate, chain(*self.machines.values())):
+            rates.setdefault(one.name, []).append(_rate(one))
+        shares = {
+            where: [_rate(one) / median(rates[one.name]) for one in filter(_rate, rows)]
+            for where, rows in self.machines.items()
+        }
+        return {where: median(some) if some else None for where, some in shares.items()}
 
 
 def _rate(one: Measurement) -> float | None:
@@ -283,77 +250,70 @@ def merge(paths: Iterable[str | os.PathLike]) -> Merged:
     Merged
         Without a machine where no file could be read.
     """
-    files, unread, left_out = _results_files(paths)
+    found, left_out, unread = _read_each_once(paths)
     machines: dict[str, list[Measurement]] = {}
-    for path, name in _distinct_names(files).items():
-        rows, complaints = _load_quietly(path)
-        if not rows:
-            unread.append(f"{path}: left out; {'no line of it is a measurement' if complaints else 'it is empty'}")
-            continue
-        left_out += _few(complaints)
-        kinds = sorted({_kind_of(one.context.machine) for one in rows})
-        for kind in kinds:
-            of_kind = [one for one in rows if _kind_of(one.context.machine) == kind]
-            machines[name if len(kinds) == 1 else f"{name}: {kind}"] = of_kind
+    for rows, name in zip(found.values(), _distinct_names(found), strict=True):
+        kinds: dict[str, list[Measurement]] = {}
+        for one in rows:
+            kinds.setdefault(_kind_of(one.context.machine), []).append(one)
+        for kind in sorted(kinds):
+            machines[name if len(kinds) == 1 else f"{name}: {kind}"] = kinds[kind]
     setting, machines, not_compared = _comparable(machines)
-    trained = Counter(
-        one.training.accelerator for rows in machines.values() for one in rows if one.training.accelerator
-    )
-    accelerator = max(trained, key=trained.get, default=None)
-    for other in trained.keys() - {accelerator}:
-        left_out.append(
-            f"busy share of {_counted(trained[other], 'row')} left out; trained with {other}, not {accelerator}"
-        )
-    return Merged(machines, setting, accelerator, (*left_out, *not_compared), tuple(unread))
+    trained = Counter(one.training.accelerator for one in chain(*machines.values()) if one.training.accelerator)
+    usual = max(trained, key=trained.get, default=None)
+    for other in trained.keys() - {usual}:
+        rows = _counted(trained[other], "row")
+        left_out.append(printable(f"busy share of {rows} left out; trained with {other}, not {usual}"))
+    machines = {where: [_with_busy_share(one, usual) for one in rows] for where, rows in machines.items()}
+    return Merged(machines, setting, (*left_out, *not_compared), tuple(unread))
 
 
-def _results_files(paths: Iterable[str | os.PathLike]) -> tuple[list[Path], list[str], list[str]]:
-    """Return the files that the paths stand for, each content once; what cannot be read; and what is there twice."""
-    named: dict[Path, Path] = {}
-    found: dict[bytes, Path] = {}
-    files, unread, twice = [], [], []
+def _with_busy_share(one: Measurement, accelerator: str | None) -> Measurement:
+    """Return the row; without its utilisation where it was trained with another accelerator."""
+    if one.training.accelerator == accelerator:
+        return one
+    return replace(one, training=replace(one.training, utilisation_percent=None))
+
+
+def _read_each_once(paths: Iterable[str | os.PathLike]) -> tuple[dict[Path, list[Measurement]], list[str], list[str]]:
+    """Return the rows of each file that the paths stand for, what of them is left out, and files that give nothing."""
+    files: dict[Path, Path] = {}
+    found: dict[Path, list[Measurement]] = {}
+    first: dict[bytes, Path] = {}
+    left_out, unread = [], []
     for path in map(Path, paths):
-        below = sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]
-        if not below:
-            unread.append(f"{path}: left out; no *.jsonl below it")
-        named.update((one.resolve(), one) for one in below)
-    for path in named.values():
+        files.update((one.resolve(), one) for one in sorted(path.rglob("*.jsonl")) or [path])
+    for path in files.values():
         try:
-            content = path.read_bytes().strip()
+            content = path.read_bytes()
         except OSError as error:
-            unread.append(f"{path}: left out; {error.strerror or error}")
+            why = "no *.jsonl below it" if path.is_dir() else error.strerror or error
+            unread.append(f"{printable(path)}: left out; {why}")
             continue
-        if content and content in found:
-            twice.append(f"{path}: left out; a copy of {found[content]}")
+        if first.setdefault(content.strip(), path) != path:
+            left_out.append(printable(f"{path}: left out; a copy of {first[content.strip()]}"))
             continue
-        found[content] = path
-        files.append(path)
-    return files, unread, twice
+        rows, complaints = _parsed(path, content)
+        if rows:
+            found[path] = rows
+            more = f", and {_counted(len(complaints) - 1, 'line')} more of that file" if len(complaints) > 1 else ""
+            left_out += [complaint + more for complaint in complaints[:1]]
+        else:
+            why = "no line of it is a measurement" if complaints else "it is empty"
+            unread.append(f"{printable(path)}: left out; {why}")
+    return found, left_out, unread
 
 
-def _distinct_names(files: Sequence[Path]) -> dict[Path, str]:
-    """Name each file by the last parts of its path: as few as tell all of them apart, and none that all share."""
-    parts = {path: path.resolve().parts[1:] for path in files}
-    depth = 1
-    while len({part[-depth:] for part in parts.values()}) < len(files):
-        depth += 1
-    while depth > 1 and len({part[-1] for part in parts.values()}) == 1:
-        parts, depth = {path: part[:-1] for path, part in parts.items()}, depth - 1
-    names = {path: "/".join(part[-depth:]).encode(errors="backslashreplace").decode() for path, part in parts.items()}
-    short = {path: name.removesuffix(".jsonl") for path, name in names.items()}
-    return short if len(set(short.values())) == len(files) else names
-
-
-def _load_quietly(path: Path) -> tuple[list[Measurement], list[str]]:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        rows = load(path)
-    return rows, [str(one.message) for one in caught]
-
-
-def _few(complaints: list[str]) -> list[str]:
-    more = len(complaints) - _TORN_LINES_NAMED
-    return complaints[:_TORN_LINES_NAMED] + ([f"and {_counted(more, 'line')} more of that file"] if more > 0 else [])
+def _distinct_names(files: Iterable[Path]) -> list[str]:
+    """Name each file by its path, without what all paths begin or end with."""
+    parts = [path.resolve().parts for path in files]
+    while len({part[0] for part in parts}) == 1 and min(map(len, parts)) > 1:
+        parts = [part[1:] for part in parts]
+    while len({part[-1] for part in parts}) == 1 and min(map(len, parts)) > 1:
+        parts = [part[:-1] for part in parts]
+    names = [printable("/".join(part)) for part in parts]
+    short = [name.removesuffix(".jsonl") for name in names]
+    return short if len(set(short)) == len(short) else names
 
 
 def _counted(count: int, what: str) -> str:
@@ -372,56 +332,43 @@ def _comparable(machines: dict[str, list[Measurement]]) -> tuple[str, dict[str, 
             compared[where] = same
         names = {one.name for one in same}
         without = Counter(_setting_of(one) for one in newest(rows) if one.name not in names)
-        lost += [
-            f"{where}: {_counted(count, 'row')} left out; {setting}, not {kept}" for setting, count in without.items()
-        ]
+        lost += [f"{where}: {_counted(count, 'row')} left out; {other}, not {kept}" for other, count in without.items()]
     return kept, compared, lost
 
 
 def _setting_of(one: Measurement) -> str:
     size = "×".join(str(side) for side in one.image_size)
-    return f"{one.files:,} images of {one.context.dataset.name} at {size}, batches of {one.batch_size:,}"
+    return f"{one.files:,} images of {printable(one.context.dataset.name)} at {size}, batches of {one.batch_size:,}"
 
 
-def _ends(rates: dict[int, float]) -> tuple[int, int]:
-    """Return the numbers of the slowest and the fastest machine."""
-    return min(rates, key=rates.get, default=0), max(rates, key=rates.get, default=0)
-
-
-def _merged_tables(merged: Merged) -> list:
+def _merged_tables(merged: Merged) -> list[Table]:
     """Return two tables: a row for each pipeline, a row for each machine."""
-    numbers = {name: number for number, name in enumerate(merged.machines, 1)}
-    by_pipeline = _empty_table(f"{_counted(len(numbers), 'machine')}: {escape(merged.setting)}", gap=0)
-    by_pipeline.add_column("pipeline", no_wrap=True)
-    rates_of = ("images/s\nmedian", "lowest\n(machine)", "highest\n(machine)")
-    for heading in ("runs", *rates_of, "busy %\nmedian", "\nlowest", "peak MiB\nhighest"):
-        by_pipeline.add_column(heading, justify="right", no_wrap=True)
-    names = {one.name: None for rows in merged.machines.values() for one in rows}
-    for name in sorted(names, key=_place):
-        rows = {numbers[where]: one for where, all_ in merged.machines.items() for one in all_ if one.name == name}
-        rates = {number: _rate(one) for number, one in rows.items() if _rate(one)}
-        busy = [percent for one in rows.values() if (percent := merged.busy_percent(one)) is not None]
+    title = f"{_counted(len(merged.machines), 'machine')}: {merged.setting}"
+    headings = ("images/s\nmedian", "lowest\n(machine)", "highest\n(machine)", "busy %\nmedian", "\nlowest")
+    by_pipeline = _empty_table(title, "runs", *headings, "peak MiB\nhighest", gap=0)
+    for name in sorted(dict.fromkeys(one.name for one in chain(*merged.machines.values())), key=_place):
+        rows = {at: one for at, some in enumerate(merged.machines.values(), 1) for one in some if one.name == name}
+        rates = {at: _rate(one) for at, one in rows.items() if _rate(one)}
+        busy = [one.training.utilisation_percent for one in rows.values()]
+        busy = [percent for percent in busy if percent is not None]
+        order = sorted(rates, key=rates.get)
+        ends = [f"{rates[at]:,.0f} ({at})" for at in order[:1] + order[-1:]] or ["–", "–"]
         by_pipeline.add_row(
-            escape(name),
+            _as_it_is(name),
             str(len(rows)),
-            f"{statistics.median(rates.values()):,.0f}" if rates else "–",
-            *(f"{rates[at]:,.0f} ({at})" if rates else "–" for at in _ends(rates)),
-            *((f"{statistics.median(busy):.0f}", f"{min(busy):.0f}") if busy else ("–", "–")),
-            f"{max(one.memory.peak_mib for one in rows.values()):,.0f}",
+            _number(median(rates.values()) if rates else None),
+            *ends,
+            _number(median(busy) if busy else None),
+            _number(min(busy, default=None)),
+            _number(max(one.memory.peak_mib for one in rows.values())),
         )
-    by_machine = _empty_table("")
-    by_machine.add_column("", justify="right")
-    by_machine.add_column("file", overflow="fold")
-    by_machine.add_column("machine", overflow="fold")
-    for heading in ("rows", "pace", "not finished"):
-        by_machine.add_column(heading, justify="left" if heading == "not finished" else "right")
-    by_machine.caption = "pace: images/s over the median machine's"
-    pace = merged.pace()
-    for name, rows in merged.machines.items():
+    columns = [Column("", justify="right"), Column("file", overflow="fold"), Column("machine", overflow="fold")]
+    columns += [Column("rows", justify="right"), Column("pace", justify="right"), Column("not finished")]
+    by_machine = Table(*columns, caption="pace: images/s over the median machine's", padding=(0, 1, 0, 0), **_LOOKS)
+    for at, ((name, rows), pace) in enumerate(zip(merged.machines.items(), merged.pace().values(), strict=True), 1):
         failed = "; ".join(f"{one.name} {one.outcome}" for one in rows if one.outcome != "finished")
-        share = "–" if pace[name] is None else f"{pace[name]:.2f}"
-        cells = (str(numbers[name]), name, _describe(rows[-1].context.machine), str(len(rows)), share, failed)
-        by_machine.add_row(*map(escape, cells))
+        share, hardware = "–" if pace is None else f"{pace:.2f}", _describe(rows[-1].context.machine)
+        by_machine.add_row(*map(_as_it_is, (str(at), name, hardware, str(len(rows)), share, failed)))
     return [by_pipeline, by_machine]
 
 
@@ -430,37 +377,28 @@ def _merged_tables(merged: Merged) -> list:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; return the exit status."""
-    program = "python -m helpers.scoreboard"
     parser = argparse.ArgumentParser(
-        usage=f"{program} [-h] [merge FILES… [--to PICTURE]]",
-        description="Print this machine's scoreboard, or compare those of many machines.",
-    )
-    commands = parser.add_subparsers(dest="command", metavar="merge", prog=program)
-    merging = commands.add_parser(
-        "merge",
-        help="compare the results of many machines",
-        description="Put the results of many machines into one table and one picture.",
+        prog="python -m helpers.scoreboard",
+        description="Print this machine's scoreboard, or put those of many machines into one table and one picture.",
         epilog="Exit status: 0; 1 when a file could not be read (the others are shown) or nothing could be compared.",
     )
-    merging.add_argument("files", nargs="+", metavar="FILES", help="results files, or folders with *.jsonl in them")
-    merging.add_argument(
-        "--to", type=_picture, default="machines.png", metavar="PICTURE", help="PNG, SVG or PDF (default: %(default)s)"
-    )
-    options = parser.parse_args(arguments)
+    parser.add_argument("command", nargs="?", choices=["merge"], help="compare the results of many machines")
+    parser.add_argument("files", nargs="*", metavar="FILES", help="results files, or folders with *.jsonl in them")
+    parser.add_argument("--to", type=Path, default="machines.png", metavar="PICTURE", help="default: %(default)s")
+    options = parser.parse_intermixed_args(arguments)
+    if options.command and not options.files:
+        parser.error("merge: FILES are missing")
+    if options.to.suffix.lower() not in _PICTURE_FORMATS:
+        parser.error(f"{options.to}: name a picture that ends in {', '.join(_PICTURE_FORMATS)}")
     return _print_merged(options.files, options.to) if options.command else _print_local()
-
-
-def _picture(text: str) -> Path:
-    path = Path(text)
-    if path.suffix.lower() not in _PICTURE_FORMATS:
-        raise argparse.ArgumentTypeError(f"{text}: name a picture that ends in {', '.join(_PICTURE_FORMATS)}")
-    return path
 
 
 def _print_local() -> int:
     rows = newest(load())
     if not rows:
-        raise SystemExit(f"{local_path()}: no measurement yet; the lessons record one each (make course runs them all)")
+        raise SystemExit(
+            f"{printable(local_path())}: no measurement yet; the lessons record one each (make course runs them all)"
+        )
     Console().print(table(rows))
     return ExitStatus.FINE
 
@@ -475,20 +413,19 @@ def _print_merged(files: Sequence[str], picture: Path) -> int:
     for shown in _merged_tables(merged):
         Console().print(shown)
         print()
-    methods = Counter(one.memory.method for rows in merged.machines.values() for one in rows)
+    methods = Counter(one.memory.method for one in chain(*merged.machines.values()))
     if len(methods) > 1:
-        print(f"peak memory is not quite comparable: read by {', '.join(methods)}")
+        print(f"peak memory is not quite comparable: read by {printable(', '.join(methods))}")
     os.environ.setdefault("MPLBACKEND", "agg")  # no window is needed, and there may be no screen
     from helpers.plots import scoreboard_by_pipeline
 
-    figure = scoreboard_by_pipeline(merged.machines, accelerator=merged.accelerator, title=merged.setting)
     try:
         picture.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(picture)
+        scoreboard_by_pipeline(merged.machines, title=merged.setting).savefig(picture)
     except OSError as error:
-        print(f"{picture}: not written; {error.strerror or error}", file=sys.stderr)
+        print(f"{printable(picture)}: not written; {error.strerror or error}", file=sys.stderr)
         return ExitStatus.FOUND
-    print(f"picture: {picture}")
+    print(f"picture: {printable(picture)}")
     return ExitStatus.FOUND if merged.unread else ExitStatus.FINE
 
 

@@ -34,10 +34,10 @@ NOT_RUN = {
     "make bench": "10 minutes, and its figures mean something on a quiet machine only",
     "make reference": "10 minutes, and its figures mean something on a quiet machine only",
     "python3.12 -m venv .venv": SET_UP,
-    ".venv/bin/pip install -r requirements.txt": SET_UP,
+    ".venv/bin/python -m pip install -r requirements.txt": SET_UP,
     ".venv/bin/python tools/run_course.py": "what `make course` runs",
     "py -3.12 -m venv .venv": WINDOWS,
-    r".venv\Scripts\pip install -r requirements.txt": WINDOWS,
+    r".venv\Scripts\python -m pip install -r requirements.txt": WINDOWS,
     r".venv\Scripts\python tools\run_course.py": WINDOWS,
     ".venv/bin/python data_scripts/download_images.py flowers": "needs the network",
 }

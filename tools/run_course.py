@@ -7,13 +7,19 @@ they are. A lesson that ran before is skipped if nothing that it depends on has 
 
 from __future__ import annotations
 
+import helpers  # noqa: F401  # first: from here on, Ctrl-C prints no traceback
+
+# isort: split
+
 import argparse
 import contextlib
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -74,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0: every lesson ran to its end; 1: at least one did not; 2: nothing could be run; 130: stopped by Ctrl-C.
+        0: every lesson ran to its end; 1: at least one did not; 2: nothing could be run; 128 and the signal's number:
+        stopped by Ctrl-C, SIGTERM or SIGHUP.
     """
     parser = argparse.ArgumentParser(prog="course", description="Run the lessons in order and print the scoreboard.")
     parser.add_argument("--all", action="store_true", help="run the lessons after 07 and those in in_depth/, too")
@@ -83,7 +90,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         lessons = find_lessons(everything=options.all)
         BUILD.mkdir(parents=True, exist_ok=True)
-        with locked(BUILD / ".lock", "the course is already running in this folder; wait for it or stop it"):
+        holder = BUILD / ".holder"
+        who = holder.read_text() if holder.exists() else "another process"
+        with (
+            _signals_as_ctrl_c(),
+            locked(BUILD / ".lock", f"the course is already running in this folder ({who}); wait for it or stop it"),
+        ):
+            write_whole(holder, f"process {os.getpid()}, since {time.strftime('%H:%M')}")
             return _run_all(lessons, options.again)
     except OSError as error:
         message = f"{printable(error.filename)}: {error.strerror}" if error.filename else str(error)
@@ -91,11 +104,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = str(error)
     except subprocess.CalledProcessError as error:  # make_images.py has said why
         return error.returncode
-    except KeyboardInterrupt:
-        print("\ncourse: stopped. The same command continues with the lesson that was interrupted.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        with contextlib.suppress(OSError):  # after SIGHUP there may be no terminal
+            print(
+                "\ncourse: stopped. The same command continues with the lesson that was interrupted.", file=sys.stderr
+            )
+        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
     print(f"course: {message}", file=sys.stderr)
     return ExitStatus.CANNOT
+
+
+@contextlib.contextmanager
+def _signals_as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the lesson's kernel as Ctrl-C does; under `nohup`, SIGHUP stays ignored."""
+
+    def stop(number: int, _frame: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    usual = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        if usual[number] != signal.SIG_IGN:
+            signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, usual[number])
 
 
 def find_lessons(everything: bool = False) -> list[Path]:
@@ -108,7 +143,9 @@ def find_lessons(everything: bool = False) -> list[Path]:
     """
     lessons = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
     if not lessons:
-        raise FileNotFoundError(f"{NOTEBOOKS}: no lessons there; run `pip install -e .` in a clone of the repository")
+        raise FileNotFoundError(
+            f"{NOTEBOOKS}: no lessons there; run `python -m pip install -e .` in a clone of the course"
+        )
     if everything:
         return lessons + sorted(NOTEBOOKS.glob("in_depth/[0-9]*.ipynb"))
     return [path for path in lessons if path.stem <= _LAST_ON_THE_ROAD]
@@ -116,7 +153,9 @@ def find_lessons(everything: bool = False) -> list[Path]:
 
 def _run_all(lessons: list[Path], again: bool) -> int:
     seconds = _Seconds.load(BUILD / "seconds.json")
-    waiting = [path for path in lessons if again or not _ran_before(path)]
+    waiting = lessons if again else _waiting(lessons)
+    for path in waiting:  # one that is not reached now has to run next time
+        _stamp(path).unlink(missing_ok=True)
     if len(waiting) < len(lessons):
         print(f"{_lessons(len(lessons) - len(waiting))} ran before and did not change (AGAIN=1 or --again runs all)")
     if waiting:
@@ -219,18 +258,33 @@ def _stamp(path: Path) -> Path:
     return _copy(path).with_suffix(".ran")
 
 
+def _waiting(lessons: list[Path]) -> list[Path]:
+    """Return the lessons that have changed or whose rows are missing, and the scoreboard's if it shows one of them."""
+    recorded = {one.name for one in scoreboard.load()}
+    without_row = {lesson for name, lesson in scoreboard.LESSONS.items() if name not in recorded}
+    waiting = []
+    for path in lessons:
+        shows_others = _name(path) == _LAST_ON_THE_ROAD and waiting
+        if shows_others or _name(path) in without_row or not _ran_before(path):
+            waiting.append(path)
+    return waiting
+
+
 def _ran_before(path: Path) -> bool:
     stamp = _stamp(path)
     return _copy(path).exists() and stamp.exists() and stamp.read_text() == _state_of(path)
 
 
 def _state_of(path: Path) -> str:
-    """Return a hash of all that a lesson's outcome depends on and that this repository holds."""
-    state = hashlib.sha256(f"{sys.version} {os.environ.get('COURSE_IMAGES', '')}".encode())
-    folders = [ROOT / name for name in ("helpers", "data_scripts", "styles", "deploy")]
-    sources = [source for folder in folders for source in sorted(folder.rglob("*.*")) if source.suffix != ".pyc"]
-    for source in [path, ROOT / "requirements.txt", *sources]:
-        state.update(source.name.encode() + b"\0" + source.read_bytes())
+    """Return a hash of all that a lesson's outcome depends on: Python and its packages, settings, and files here."""
+    packages = sorted(one.name for one in Path(sysconfig.get_path("purelib")).glob("*.dist-info"))
+    state = hashlib.sha256(f"{sys.version} {os.environ.get('COURSE_IMAGES', '')} {packages}".encode())
+    sources = [path, Path(__file__), *sorted((ROOT / "results").glob("*.jsonl"))]
+    for folder in ("helpers", "data_scripts", "styles", "deploy"):
+        sources += [one for one in sorted((ROOT / folder).rglob("*")) if one.is_file() and one.suffix != ".pyc"]
+    for source in sources:
+        content = source.read_bytes()
+        state.update(os.fsencode(os.path.relpath(source, ROOT)) + f"\0{len(content)}\0".encode() + content)
     return state.hexdigest()
 
 
@@ -289,7 +343,7 @@ class _Display:
         self.started = time.monotonic()
         console = Console()
         self.bars = Progress(
-            TextColumn("{task.description:26}"),
+            TextColumn("{task.description:26}", markup=False),
             BarColumn(30),
             TextColumn("{task.percentage:3.0f} %  {task.fields[left]}"),
             console=console,

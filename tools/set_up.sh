@@ -1,15 +1,23 @@
 #!/bin/sh
 # Make a virtual environment where there is none, and install a lock into it.
 #   sh tools/set_up.sh PYTHON VENV LOCK      PYTHON may be empty: the first of 3.11 to 3.13 that runs is taken
+#   sh tools/set_up.sh PYTHON VENV           only say whether VENV was made with another version of Python
 set -eu
-python=$1 venv=$2 lock=$3
+python=$1 venv=$2 lock=${3:-}
 needed_gb=4 # 3 for the environment, 1 while packages are unpacked
 supported='import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
+version='import sys; print("%d.%d" % sys.version_info[:2])'
 
 fail() {
     printf "%s\n" "$@" >&2
     exit 1
 }
+
+if [ -n "$python" ] && has=$("$venv/bin/python" -c "$version" 2>/dev/null); then
+    wanted=$("$python" -c "$version" 2>/dev/null) || fail "$python does not run."
+    [ "$has" = "$wanted" ] || fail "$venv has Python $has, not $wanted: remove it (rm -rf $venv), and run make again."
+fi
+[ -n "$lock" ] || exit 0
 
 [ -w . ] || fail "Nothing can be written in $(pwd): clone the course into a folder of your own, and run make there."
 if [ ! -e "$venv" ]; then
@@ -17,14 +25,31 @@ if [ ! -e "$venv" ]; then
     [ "$free_kb" -ge $((needed_gb * 1000000)) ] ||
         fail "The disk of $(pwd) has $((free_kb / 1000)) MB free; the set-up and the course need $needed_gb GB."
 fi
-if [ ! -x "$venv/bin/pip" ]; then
+found=
+if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     if [ -n "$python" ]; then set -- "$python"; else set -- python3.11 python3.12 python3.13 python3; fi
     for candidate; do
         if "$candidate" -c "$supported" >/dev/null 2>&1; then found=$candidate; break; fi
     done
-    [ -n "${found:-}" ] || fail \
+    [ -n "$found" ] || fail \
         "No Python 3.11, 3.12 or 3.13 with venv found (tried: $*)." \
         "Install one (Debian, Ubuntu: apt install python3-venv), or name it: make course PYTHON=/path/to/python3.12"
+fi
+
+# One at a time: two would write the same packages.
+mkdir -p "$venv"
+holder=$venv/set-up.pid
+if ! (set -C && echo $$ >"$holder") 2>/dev/null; then
+    pid=$(cat "$holder" 2>/dev/null) || pid=
+    if [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null; then
+        fail "Process $pid is setting up $venv already: wait for it, and run make again."
+    fi
+    echo $$ >"$holder" # that one was killed
+fi
+trap 'rm -f "$holder"' EXIT
+trap 'exit 130' HUP INT TERM
+
+if [ -n "$found" ]; then
     echo "Making $venv with $("$found" --version)"
     "$found" -m venv "$venv"
 fi

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,7 +12,9 @@ from matplotlib.colors import to_rgb
 from test_scoreboard import measurement
 
 from helpers import plots
+from helpers.files import printable
 from helpers.pipelines import PIPELINES
+from helpers.sandbox import Outcome, run
 
 NO_RATE = {"first_epoch_images_per_s": None, "images_per_s": None}
 
@@ -127,10 +130,10 @@ def test_of_one_machine_the_values_are_written_and_the_reference_is_hollow():
     assert figure.get_suptitle() == "filled: this machine; hollow: lab"
 
 
-def test_the_busy_share_is_of_one_accelerator():
-    classes = {**machines(1, accelerator="A"), "other": machines(1, accelerator="B")["laptop 1"]}
-    assert [text.get_text() for text in plots.scoreboard_by_pipeline(classes).axes[1].texts] == ["50", "50"]
-    assert list(plots.scoreboard_by_pipeline(classes, accelerator="A").axes[1].texts) == []
+def test_a_row_without_a_busy_share_has_its_other_figures():
+    classes = {**machines(1), "other": [measurement(name) for name in ("generator", "tf_data")]}
+    rates, busy, peaks = plots.scoreboard_by_pipeline(classes).axes
+    assert [len(axes.texts) for axes in (rates, busy, peaks)] == [2, 0, 2]
 
 
 def test_runs_that_failed_are_named_in_their_row():
@@ -146,14 +149,14 @@ def test_a_scoreboard_without_rows(nothing):
 
 
 def test_the_strip_shows_each_run_and_the_budget():
-    runs = {"list": measurement(), "array": measurement(outcome="out of memory")}
-    figure = plots.memory_strip(runs, budget_mib=80)
-    assert "list" in texts(figure) and "array: out of memory" in texts(figure) and "budget 80 MiB" in texts(figure)
-    assert figure.axes[0].get_ylim()[1] > 90.5
+    runs = {"list": run(list, "a"), "array": replace(run(list, "b"), outcome=Outcome.OUT_OF_MEMORY)}
+    figure = plots.memory_strip(runs, budget_mib=8000)
+    assert "list" in texts(figure) and "array: out of memory" in texts(figure) and "budget 8,000 MiB" in texts(figure)
+    assert figure.axes[0].get_ylim()[1] > 8000
 
 
 def test_the_strip_of_a_run_without_samples():
-    assert plots.memory_strip(measurement(memory={"timeline": ()})).axes
+    assert plots.memory_strip({"list": replace(run(list, "a"), timeline=[])}).axes
 
 
 def test_the_timeline_leaves_the_first_step_out():
@@ -179,6 +182,24 @@ def test_a_timeline_needs_an_accelerator():
 def test_images_are_shown_as_jpeg(image):
     shown = plots.show_images([image] * 5, ["a"] * 5)
     assert shown.data.startswith(b"\xff\xd8") and len(shown.data) < 100_000
+
+
+@pytest.mark.parametrize("name", [r"a $\frac$ b", r"$x$ and \$", "\x1b[31mred", "\udcff"])
+def test_names_are_drawn_as_they_are(name):
+    row = trained(name, alone={"images_per_s": 600.0}, wait_ms=(1.0, 2.0), compute_ms=(1.0, 2.0))
+    figures = [
+        plots.memory_throughput_map([row], reference=[row]),
+        plots.predicted_and_measured([row], reference=[row]),
+        plots.scoreboard_by_pipeline({name: [row]}, reference={name: [row]}, title=name),
+        plots.scoreboard_by_pipeline({name: [row], "other": [row]}, title=name),
+        plots.step_timeline(row),
+        plots.memory_strip({name: run(list, "a")}),
+    ]
+    for figure in figures:
+        assert png_size(figure)[0] == 700
+        written = [text for text in figure.findobj(plt.Text) if printable(name).replace("$", r"\$") in text.get_text()]
+        assert written and not any("\x1b" in text.get_text() for text in written)
+    assert plots.show_images([np.zeros((20, 30, 3), np.uint8)], [name]).data
 
 
 def before(files):

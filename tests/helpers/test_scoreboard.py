@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from helpers import scoreboard
-from helpers.files import locked
+from helpers.files import locked, printable
 from helpers.measurement import Alone, Context, Dataset, Machine, Measurement, MemoryUse, Training, machine
 from helpers.pipelines import PIPELINES
 from helpers.sandbox import Outcome
@@ -292,8 +292,9 @@ def test_busy_shares_are_of_one_accelerator(tmp_path):
     write(tmp_path / "a.jsonl", *[measurement(name, training=beside["A"]) for name in ("generator", "tf_data")])
     write(tmp_path / "b.jsonl", measurement("generator", training=beside["B"]))
     merged = scoreboard.merge([tmp_path])
-    assert merged.accelerator == "A" and "1 row left out; trained with B, not A" in merged.left_out[0]
-    assert [merged.busy_percent(one) for rows in merged.machines.values() for one in rows] == [50.0, 50.0, None]
+    assert "1 row left out; trained with B, not A" in merged.left_out[0]
+    shares = [one.training.utilisation_percent for rows in merged.machines.values() for one in rows]
+    assert shares == [50.0, 50.0, None]
 
 
 def test_torn_lines_cost_only_themselves(tmp_path, recwarn):
@@ -301,8 +302,8 @@ def test_torn_lines_cost_only_themselves(tmp_path, recwarn):
     path.write_bytes(b"{torn\n" * 5 + path.read_bytes())
     merged = scoreboard.merge([path])
     assert list(merged.machines) == ["a"] and merged.unread == ()
-    assert "line 1: left out" in merged.left_out[0] and merged.left_out[-1] == "and 2 lines more of that file"
-    assert len(merged.left_out) == 4 and not recwarn.list
+    (line,) = merged.left_out
+    assert "line 1: left out" in line and line.endswith(", and 4 lines more of that file") and not recwarn.list
 
 
 def test_the_command_writes_a_table_and_a_picture(tmp_path, capsys):
@@ -324,6 +325,26 @@ def test_a_pipeline_that_finished_nowhere_is_still_a_result(tmp_path, capsys):
     path = write(tmp_path / "[a].jsonl", row)
     status, out, _ = merged_by_command(capsys, path, "--to", tmp_path / "a.svg")
     assert status == 0 and "1 machine:" in out and "[a]" in out and "[b]" in out and "hung" in out
+
+
+STRANGE = [":cat:", "[/b]", "[red]", "\x1b[31mred", "two\nlines", "\udcff"]
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_names_are_printed_as_they_are(tmp_path, capsys, monkeypatch, name):
+    monkeypatch.setenv("COURSE_RESULTS", str(tmp_path / "local"))
+    context = {"dataset": Dataset(name=name), "machine": Machine(cpu=name)}
+    row = measurement(name, context=context, training={"accelerator": name, "utilisation_percent": 1.0})
+    folder, shown = tmp_path / name.replace("/", ""), printable(name)
+    write(folder / "a.jsonl", row)
+    (folder / "b.jsonl").write_bytes(json.dumps({"outcome": name, "version": 2}).encode())
+    status, out, err = merged_by_command(capsys, folder, tmp_path / name.replace("/", "~"), "--to", folder / "a.png")
+    assert status == 1 and f"images of {shown} at" in out and out.count(shown) >= 3 and (folder / "a.png").exists()
+    assert printable(folder.name) in err and "\x1b" not in out + err
+    monkeypatch.setattr(scoreboard, "local_path", lambda: folder / "a.jsonl")
+    assert scoreboard.main([]) == 0
+    out = capsys.readouterr().out
+    assert out.count(shown) == 3 and "\x1b" not in out
 
 
 @pytest.mark.parametrize(

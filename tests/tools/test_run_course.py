@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -111,6 +112,69 @@ def test_what_ran_before_is_not_run_again_unless_something_changed(root, capsys,
     assert runs() == 5
 
 
+@pytest.mark.parametrize("change", ["styles", "data_scripts", "deploy", "results", "the runner", "Python", "packages"])
+def test_whatever_a_lesson_depends_on_may_change(root, tmp_path, monkeypatch, change):
+    store(root, "01_counts", "open('ran.txt', 'a').write('x')")
+    for name in ("runner.py", "packages/"):
+        (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).write_text("before")
+    monkeypatch.setattr(course, "__file__", str(tmp_path / "runner.py"))
+    monkeypatch.setattr(course.sysconfig, "get_path", lambda _name: str(tmp_path / "packages"))
+    files = {"styles": "styles/mine/waves.yaml", "deploy": "deploy/Dockerfile", "results": "results/lab.jsonl"}
+    path = root / files.get(change, "data_scripts/make_images.py")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("")
+    assert course.main([]) == course.main([]) == 0
+    assert (root / "notebooks" / "ran.txt").read_text() == "x"
+    if change == "the runner":
+        (tmp_path / "runner.py").write_text("after")
+    elif change == "Python":
+        monkeypatch.setattr(sys, "version", "3.13.0")
+    elif change == "packages":
+        (tmp_path / "packages" / "torch-2.9.dist-info").mkdir()
+    else:
+        path.write_text("# changed\n")
+    assert course.main([]) == 0
+    assert (root / "notebooks" / "ran.txt").read_text() == "xx"
+
+
+def test_lessons_whose_rows_are_gone_run_again_and_the_scoreboard_with_them(root, tmp_path, capsys):
+    row = f"import sys; sys.path.insert(0, {str(REPOSITORY / 'tests' / 'helpers')!r})"
+    row += (
+        "; from test_scoreboard import measurement; from helpers.scoreboard import record; record(measurement('NAME'))"
+    )
+    counts = "open('ran.txt', 'a').write('{} ')"
+    store(root, "01_load_everything", row.replace("NAME", "load_everything"), counts.format(1))
+    store(root, "05_tf_data", row.replace("NAME", "tf_data"), counts.format(5))
+    store(root, "06_reads", counts.format(6))
+    store(root, "07_scoreboard", counts.format(7))
+    ran = root / "notebooks" / "ran.txt"
+    assert course.main([]) == course.main([]) == 0
+    assert ran.read_text() == "1 5 6 7 "
+    (file,) = (tmp_path / "results").glob("*.jsonl")
+    file.write_bytes(file.read_bytes().splitlines(keepends=True)[0])
+    assert course.main([]) == 0
+    assert ran.read_text() == "1 5 6 7 5 7 "
+    file.unlink()
+    assert course.main([]) == course.main([]) == 0
+    assert ran.read_text() == "1 5 6 7 5 7 1 5 7 "
+    assert "3 lessons with 240 images" in capsys.readouterr().out
+
+
+def test_what_an_interrupted_run_did_not_reach_runs_the_next_time(root, monkeypatch):
+    store(root, "01_counts", "open('ran.txt', 'a').write('1 ')")
+    store(root, "02_counts", "open('ran.txt', 'a').write('2 ')")
+    assert course.main([]) == 0
+    with monkeypatch.context() as interrupted:
+
+        def stop(path, display):
+            raise KeyboardInterrupt
+
+        interrupted.setattr(course, "run_lesson", stop)
+        assert course.main(["--again"]) == 130
+    assert course.main([]) == 0
+    assert (root / "notebooks" / "ran.txt").read_text() == "1 2 1 2 "
+
+
 def test_a_lesson_that_failed_is_run_again(root):
     path = store(root, "01_fails", *FAILS)
     assert course.main([]) == 1
@@ -160,7 +224,20 @@ def test_two_at_once_are_refused(root, capsys):
     course.BUILD.mkdir(parents=True)
     with FileLock(course.BUILD / ".lock"):
         assert course.main([]) == 2
-    assert "already running" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "already running" in line
+
+
+def test_the_second_is_told_which_process_is_the_first(root):
+    program = f"import os, sys; sys.path[:0] = [{str(REPOSITORY / 'tools')!r}, {str(REPOSITORY)!r}]"
+    names = "course.ROOT, course.NOTEBOOKS, course.BUILD = map(course.Path, sys.argv[1:])"
+    second = f"{program}; import run_course as course; {names}; print('status', course.main([]))"
+    places = [str(course.ROOT), str(course.NOTEBOOKS), str(course.BUILD)]
+    command = [sys.executable, "-c", second, *places]
+    store(root, "01_starts_another", f"import subprocess; subprocess.run({command!r}, stderr=open('said', 'w'))")
+    assert course.main([]) == 0
+    (line,) = (root / "notebooks" / "said").read_text().splitlines()
+    assert f"already running in this folder (process {os.getpid()}, since " in line
 
 
 def test_without_lessons_or_a_place_to_write_it_says_so(root, capsys):
@@ -179,7 +256,11 @@ def test_images_that_cannot_be_made_stop_it(root, capsys):
     assert not (root / "build" / "course" / "01_reads.ipynb").exists()
 
 
-def test_ctrl_c_stops_the_course_and_leaves_no_process(root):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_the_course_and_leaves_no_process_and_no_kernel_file(root, tmp_path, number, monkeypatch):
+    kernel_files = tmp_path / "kernel files"
+    kernel_files.mkdir()
+    monkeypatch.setenv("TMPDIR", str(kernel_files))
     child = "import subprocess, sys; c = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])"
     note = "import os; open('pids', 'w').write(f'{os.getpid()} {c.pid}')"
     store(root, "01_waits", f"{child}; {note}", "c.wait()")
@@ -201,13 +282,23 @@ sys.exit(course.main([]))
             assert running.poll() is None and time.monotonic() < deadline, running.stderr.read()
             time.sleep(0.1)
         time.sleep(0.5)  # into the cell that waits
-        running.send_signal(signal.SIGINT)
+        assert list(kernel_files.glob("*.json"))
+        running.send_signal(number)
         _, error = running.communicate(timeout=60)
     finally:
         running.kill()
-    assert running.returncode == 130
+    assert running.returncode == 128 + number
+    assert list(kernel_files.iterdir()) == []
     assert error.strip() == "course: stopped. The same command continues with the lesson that was interrupted."
     assert not (root / "build" / "course" / "02_reads.ipynb").exists()
     for pid in map(int, pids.read_text().split()):
         with contextlib.suppress(psutil.NoSuchProcess):
             assert psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_after_nohup_a_lost_terminal_stops_nothing(monkeypatch):
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_IGN)
+    changed = []
+    monkeypatch.setattr(signal, "signal", lambda number, handler: changed.append((number, handler)))
+    with course._signals_as_ctrl_c():
+        assert changed == []
