@@ -52,34 +52,25 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    settings, network = (argparse.ArgumentParser(add_help=False) for _ in range(2))
-    settings.add_argument("settings", type=Path, metavar="SETTINGS.yaml")
-    settings.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="put a setting in its place")
-    network.add_argument("network", type=Path, metavar="RUN", help="folder of a training, or a file .keras")
-
-    def command(name: str, function: Callable, takes: argparse.ArgumentParser, help: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, parents=[takes], help=help, description=help)
+    def command(function: Callable, what: str, to: str, help: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(function.__name__.strip("_"), help=help, description=help)
         added.set_defaults(command=function)
+        added.add_argument("--to", type=Path, required=True, metavar=to)
+        if what == "settings":
+            added.add_argument("settings", type=Path, metavar="SETTINGS.yaml")
+            added.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="replace a setting")
+        else:
+            added.add_argument("network", type=Path, metavar="RUN", help="folder of a training, or a file .keras")
         return added
 
-    train = command("train", _train, settings, "train a network for one style, or go on with a training")
+    train = command(_train, "settings", "RUN", "train a network for one style, or go on with a training")
     train.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="photographs, also in its folders")
-    train.add_argument("--to", type=Path, required=True, metavar="RUN", help="folder of this training")
-    stylise = command("stylise", _stylise, network, "repaint pictures")
+    stylise = command(_stylise, "network", "FOLDER", "repaint pictures; write PNG files of the same names")
     stylise.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
-    stylise.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="for PNG files of the same names")
-    stylise.add_argument("--longest-side", type=_pixels, metavar="PX", help="shrink larger pictures to this first")
-    preview = command("preview", _preview, settings, "write the style picture as the losses will see it")
-    preview.add_argument("--to", type=Path, required=True, metavar="PICTURE.png")
-    export = command("export", _export, network, "write a trained network as a SavedModel and as a file .keras")
-    export.add_argument("--to", type=Path, required=True, metavar="FOLDER")
+    stylise.add_argument("--longest-side", type=int, metavar="PX", help="shrink larger pictures to this first")
+    command(_preview, "settings", "PICTURE.png", "write the style picture as the losses will see it")
+    command(_export, "network", "FOLDER", "write a trained network as a SavedModel and as a file .keras")
     return parser.parse_args(arguments)
-
-
-def _pixels(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of pixels")
-    return int(text)
 
 
 # TensorFlow is imported where it is needed: --help and a wrong setting should not wait for it.
@@ -91,8 +82,7 @@ def _train(options: argparse.Namespace) -> None:
     quiet_tensorflow()
     from helpers.style.training import train
 
-    path = train(settings, files, options.to, say=partial(print, flush=True))
-    print(f"trained: {printable(path)}")
+    print(f"trained: {printable(train(settings, files, options.to, say=partial(print, flush=True)))}")
 
 
 def _stylise(options: argparse.Namespace) -> None:
@@ -112,8 +102,8 @@ def _preview(options: argparse.Namespace) -> None:
     settings = load_settings(options.settings).changed(options.set)
     picture = target_picture(settings)
     save_picture(picture, options.to)
-    print(f"{printable(options.to)}: {picture.shape[1]}×{picture.shape[0]} px; training images are"
-          f" {settings.image_size}×{settings.image_size}")  # fmt: skip
+    height, width, side = *picture.shape[:2], settings.image_size
+    print(f"{printable(options.to)}: {width}×{height} px; training images are {side}×{side}")
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -1,6 +1,6 @@
-"""Pictures of lesson 09: the one whose style is learned, and those that are written.
+"""Pictures of lesson 09: the one whose style is learned, and those that are written; uint8 RGB (height, width, 3).
 
-Called by `command`, `training`, lesson 09 and `make_styles.py`. A picture is uint8 RGB ``(height, width, 3)``.
+Called by `command`, `training`, lesson 09 and `make_styles.py`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,9 @@ __all__ = ["save_picture", "shrunk", "target_picture"]
 
 
 def target_picture(settings: StyleSettings) -> np.ndarray:
-    """Return the style picture as the losses see it: uint8 ``(height, width, 3)``, its shorter side `style_size` px.
+    """Return the style picture as the losses see it: its shorter side has `style_size` pixels.
 
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If there is no such picture, or it cannot be decoded; the message names it.
+    A FileNotFoundError or a ValueError names a picture that is missing or cannot be decoded.
     """
     path = settings.style_image
     try:
@@ -42,18 +39,11 @@ def shrunk(picture: np.ndarray, longest_side: int) -> np.ndarray:
 
 def _resized(picture: np.ndarray, scale: float) -> np.ndarray:
     height, width = (max(round(side * scale), 1) for side in picture.shape[:2])
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    return cv2.resize(picture, (width, height), interpolation=method)
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
 
 
 def save_picture(picture: np.ndarray, path: str | os.PathLike) -> None:
-    """Write a uint8 RGB picture, in the format that the name's ending says; whole or not at all.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written.
-    """
+    """Write a picture, in the format that the name's ending says; an OSError says why it cannot be written."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
