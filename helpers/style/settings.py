@@ -61,12 +61,7 @@ def _reason(error: msgspec.DecodeError) -> str:
 def load_settings(path: str | os.PathLike) -> StyleSettings:
     """Read a YAML file of settings; those left out have their defaults.
 
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is not YAML, or a setting is unknown or out of range; the message names the file.
+    A FileNotFoundError or a ValueError names the file, and what is wrong with it.
     """
     path = Path(path)
     try:

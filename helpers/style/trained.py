@@ -23,12 +23,7 @@ __all__ = ["export_network", "load_network", "stylise"]
 def load_network(path: str | os.PathLike) -> keras.Model:
     """Load a trained network: from a file ``.keras``, or the last checkpoint of a run's folder.
 
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file, or nothing has been saved in the folder yet.
-    ValueError
-        If it is another network, or the weights do not fit; the message names the file.
+    A FileNotFoundError says that nothing is there yet, a ValueError that it is no such network.
     """
     path, shown = Path(path), printable(path)
     if path.is_dir():

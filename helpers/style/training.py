@@ -67,25 +67,10 @@ def build_step(settings: StyleSettings, style: np.ndarray) -> tuple[keras.Model,
 
 
 def train(settings: StyleSettings, files: ImageFiles, folder: str | os.PathLike, *, say: Callable = print) -> Path:
-    """Train, or go on where a run in this folder stopped, was killed, or was to stop.
+    """Train, or go on where a run in this folder stopped or was killed; return the trained network's path.
 
-    Which images a step trains on follows from the seed and the step's number alone.
-
-    Parameters
-    ----------
-    settings : StyleSettings
-        To go on with a run, those that it was started with; `steps` and `save_every` may differ.
-    files : ImageFiles
-        The photographs; the same ones for the whole run.
-    folder : path
-        The run's; made when missing.
-    say : callable
-        Called with each line of progress.
-
-    Returns
-    -------
-    pathlib.Path
-        The trained network, ``network.keras``.
+    Which images a step trains on follows from the seed and the step's number alone. To go on with a run, give the same
+    images and settings; `steps` and `save_every` may differ. `say` is called with each line of progress.
 
     Raises
     ------
@@ -93,7 +78,7 @@ def train(settings: StyleSettings, files: ImageFiles, folder: str | os.PathLike,
         If there are fewer images than a batch, the folder holds a run of other settings, an image is broken (the
         message names it), or the loss is NaN or infinite.
     OSError
-        If the style picture or an image is missing, another training writes to this folder, or the disk is full.
+        If the style picture is missing, another training writes to this folder, or the disk is full.
     """
     if len(files) < settings.batch_size:
         found = f"{len(files):,} images are less than one batch of {settings.batch_size}"
