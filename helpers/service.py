@@ -117,19 +117,19 @@ def _dispatcher(options: argparse.Namespace) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ServiceError(f"{folder}: {error.strerror}; give a folder for --work-dir that can be written") from None
-    _refuse_taken_port(port)
+    held = _held(port)
     quiet_tensorflow()
     import tensorflow as tf
 
     service, settings = tf.data.experimental.service, {"fault_tolerant_mode": True, "worker_addresses": options.workers}
     config = service.DispatcherConfig(port, work_dir=os.fspath(folder), **settings)
-    _serve(lambda: service.DispatchServer(config), f"dispatcher on port {port}, journal in {folder}")
+    _serve(held, lambda: service.DispatchServer(config), f"dispatcher on port {port}, journal in {folder}")
 
 
 def _worker(options: argparse.Namespace) -> None:
     dispatcher, address = options.dispatcher, options.address
     port = int(address.rpartition(":")[2])
-    _refuse_taken_port(port)
+    held = _held(port)
     quiet_tensorflow()
     import tensorflow as tf  # takes seconds, in which a dispatcher that starts at the same time comes up
 
@@ -139,14 +139,15 @@ def _worker(options: argparse.Namespace) -> None:
     await_workers(dispatcher, 0, options.wait)
     service = tf.data.experimental.service
     config = service.WorkerConfig(dispatcher, address, port)
-    _serve(lambda: service.WorkerServer(config), f"worker {address} of dispatcher {dispatcher}")
+    _serve(held, lambda: service.WorkerServer(config), f"worker {address} of dispatcher {dispatcher}")
 
 
-def _serve(start: Callable, what: str) -> None:
-    """Run a server until SIGTERM or Ctrl-C."""
+def _serve(held: socket.socket, start: Callable, what: str) -> None:
+    """Run a server on the port that was held for it, until SIGTERM or Ctrl-C."""
     stopping = threading.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda _signal, _frame: stopping.set())
+    held.close()  # who takes the port in this moment holds it: then the server does not start
     try:
         server = start()
     except RuntimeError as error:  # how a status of the servers' C++ arrives
@@ -161,17 +162,23 @@ def _serve(start: Callable, what: str) -> None:
     os._exit(0)  # TensorFlow's threads would be waited for
 
 
-def _refuse_taken_port(port: int) -> None:
-    """Raise if another program listens on a port; gRPC would share it, and take half of its calls."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        if os.name == "posix":  # a port that a dead server left a moment ago is free
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            taken = "another program listens on it; stop that, or give another port"
-            reason = taken if error.errno == errno.EADDRINUSE else error.strerror
-            raise ServiceError(f"port {port}: {reason}") from None
+def _held(port: int) -> socket.socket:
+    """Return a socket that keeps others off a port while TensorFlow is imported.
+
+    It listens: servers of gRPC would share the port with each other, and each get some of the calls.
+    """
+    held = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    if os.name == "posix":  # a port that a dead server left a moment ago is free
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        held.bind(("", port))
+        held.listen()
+    except OSError as error:
+        held.close()
+        taken = "another program listens on it; stop that, or give another port"
+        reason = taken if error.errno == errno.EADDRINUSE else error.strerror
+        raise ServiceError(f"port {port}: {reason}") from None
+    return held
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from helpers.folders import find_unlabelled_images
 from helpers.images import read_image
 from helpers.quiet import quiet_tensorflow
 from helpers.style.pictures import save_picture, shrunk, target_picture
-from helpers.style.settings import load_settings
+from helpers.style.settings import load_settings, shortened
 
 __all__ = ["main"]
 
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped; a training goes on when the same command is given again", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
-        print(f"helpers.style: {printable(str(error))}", file=sys.stderr)
+        print(f"helpers.style: {shortened(printable(str(error)))}", file=sys.stderr)
         return ExitStatus.CANNOT
     return ExitStatus.FINE
 
@@ -65,6 +65,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
     train = command(_train, "settings", "RUN", "train a network for one style, or go on with a training")
     train.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="photographs, also in its folders")
+    accepted = "go on with a run although its images have changed: a broken one was replaced"
+    train.add_argument("--other-images", action="store_true", help=accepted)
     stylise = command(_stylise, "network", "FOLDER", "repaint pictures; write PNG files of the same names")
     stylise.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
     stylise.add_argument("--longest-side", type=int, metavar="PX", help="shrink larger pictures to this first")
@@ -82,18 +84,24 @@ def _train(options: argparse.Namespace) -> None:
     quiet_tensorflow()
     from helpers.style.training import train
 
-    print(f"trained: {printable(train(settings, files, options.to, say=partial(print, flush=True)))}")
+    say = partial(print, flush=True)
+    path = train(settings, files, options.to, say=say, other_images=options.other_images)
+    print(f"trained: {printable(path)}")
 
 
 def _stylise(options: argparse.Namespace) -> None:
-    pictures = [(path, read_image(str(path))) for path in options.pictures]  # before anything is computed
+    results = [options.to / f"{path.stem}.png" for path in options.pictures]
+    if len({*results}) < len(results):
+        raise ValueError("two of the pictures have the same name, and so would their results; give them one at a time")
+    if {path.resolve() for path in results} & {path.resolve() for path in options.pictures}:
+        raise ValueError(f"{printable(options.to)}: a result would replace one of the pictures; give another folder")
+    pictures = [read_image(str(path)) for path in options.pictures]  # before anything is computed
     quiet_tensorflow()
     from helpers.style.trained import load_network, stylise
 
     network = load_network(options.network)
-    for path, picture in pictures:
+    for result, picture in zip(results, pictures, strict=True):
         picture = shrunk(picture, options.longest_side) if options.longest_side else picture
-        result = options.to / f"{path.stem}.png"
         save_picture(stylise(network, picture), result)
         print(printable(result), flush=True)
 

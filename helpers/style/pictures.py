@@ -43,11 +43,17 @@ def _resized(picture: np.ndarray, scale: float) -> np.ndarray:
 
 
 def save_picture(picture: np.ndarray, path: str | os.PathLike) -> None:
-    """Write a picture, in the format that the name's ending says; an OSError says why it cannot be written."""
+    """Write a picture, in the format that the name's ending says, unless another file has that name.
+
+    An OSError says why it cannot be written; a FileExistsError, that the name is taken.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         _, data = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     except cv2.error:
         raise OSError(f"{printable(path)}: a picture's name ends with .png or .jpg") from None
-    write_whole(path, data.tobytes())
+    if not path.exists():
+        write_whole(path, data.tobytes())
+    elif not path.is_file() or path.read_bytes() != data.tobytes():  # not this picture, from an earlier run
+        raise FileExistsError(f"{printable(path)}: is there already, with another content; give another name")

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
+import yaml
 from msgspec import Meta
 
 from helpers.files import printable, write_whole
 
-__all__ = ["StyleSettings", "load_settings", "save_settings"]
+__all__ = ["StyleSettings", "load_settings", "save_settings", "shortened"]
+
+MAX_BYTES = 2**16  # of a file of settings
 
 Pixels = Annotated[int, Meta(ge=16, le=4096)]
 Weight = Annotated[float, Meta(ge=0)]
@@ -53,9 +56,14 @@ class StyleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(_reason(error)) from None
 
 
-def _reason(error: msgspec.DecodeError) -> str:
+def _reason(error: Exception) -> str:
     known = f"; the settings are {', '.join(StyleSettings.__struct_fields__)}" if "unknown field" in str(error) else ""
-    return " ".join(str(error).split()) + known
+    return shortened(" ".join(str(error).split())) + known
+
+
+def shortened(text: str) -> str:
+    """Return a text without its middle if it is long: a value in it may have any length."""
+    return text if len(text) <= 400 else f"{text[:200]} … {text[-200:]}"
 
 
 def load_settings(path: str | os.PathLike) -> StyleSettings:
@@ -65,12 +73,26 @@ def load_settings(path: str | os.PathLike) -> StyleSettings:
     """
     path = Path(path)
     try:
-        settings = msgspec.yaml.decode(path.read_bytes(), type=StyleSettings, strict=False)
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        _require_flat(data)
+        settings = msgspec.yaml.decode(data, type=StyleSettings, strict=False)
     except FileNotFoundError:
         raise FileNotFoundError(f"{printable(path)}: no such file of settings; styles/ has examples") from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{printable(path)}: {_reason(error)}") from None
     return msgspec.structs.replace(settings, style_image=os.path.normpath(path.parent / settings.style_image))
+
+
+def _require_flat(data: bytes) -> None:
+    """Refuse aliases, of which a few can stand for gigabytes, and lists in lists, which can overflow the stack."""
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"more than {MAX_BYTES:,} bytes; settings are a few lines")
+    collections = 0
+    for event in yaml.parse(data):
+        collections += isinstance(event, yaml.CollectionStartEvent)
+        if collections > 1 or isinstance(event, yaml.AliasEvent):
+            raise ValueError("settings are lines such as style_image: picture.png, without lists and aliases")
 
 
 def save_settings(settings: StyleSettings, path: str | os.PathLike) -> None:

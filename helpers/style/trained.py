@@ -6,6 +6,7 @@ Called by `command` and by lesson 09.
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import keras
@@ -57,11 +58,13 @@ def export_network(network: keras.Model, folder: str | os.PathLike) -> tuple[Pat
     """Write a network as ``network.keras`` and as a SavedModel ``saved_model/``, which needs nothing of this course.
 
     The SavedModel's ``serve`` takes uint8 ``(n, height, width, 3)`` of any size and returns the same. The other file
-    is loaded by ``keras.models.load_model`` once `helpers.style.network` is imported.
+    is loaded by ``keras.models.load_model`` once `helpers.style.network` is imported. The folder must be a new one, or
+    a FileExistsError is raised.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    network.save(folder / "network.keras")
+    if folder.exists():
+        raise FileExistsError(f"{printable(folder)}: is there already; give a folder that export can make")
+    folder.parent.mkdir(parents=True, exist_ok=True)
 
     def serve(pictures: tf.Tensor) -> tf.Tensor:
         return tf.cast(tf.round(network(pictures, training=False)), tf.uint8)
@@ -69,5 +72,9 @@ def export_network(network: keras.Model, folder: str | os.PathLike) -> tuple[Pat
     archive = keras.export.ExportArchive()
     archive.track(network)
     archive.add_endpoint("serve", serve, [tf.TensorSpec((None, None, None, 3), tf.uint8, name="pictures")])
-    archive.write_out(folder / "saved_model", verbose=False)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
+        part = Path(temporary) / "part"
+        archive.write_out(part / "saved_model", verbose=False)
+        network.save(part / "network.keras")
+        part.rename(folder)
     return folder / "network.keras", folder / "saved_model"

@@ -3,8 +3,9 @@
 Called by `command`, `trained` and lesson 09, whose network, losses and feeding these are. A run is a folder:
 
     settings.yaml   what it was started with, its features resolved      style.png   the style picture, copied
-    checkpoints/    the last two                                        logs/       for TensorBoard
-    losses.csv      a line for each step                                network.keras  once it is trained
+    images.sha256   of the list of images                               logs/       for TensorBoard
+    checkpoints/    the last two                                        losses.csv  a line for each step
+    network.keras   once it is trained
 """
 
 from __future__ import annotations
@@ -66,19 +67,28 @@ def build_step(settings: StyleSettings, style: np.ndarray) -> tuple[keras.Model,
     return network, optimizer, training_step(network, loss, optimizer, weights)
 
 
-def train(settings: StyleSettings, files: ImageFiles, folder: str | os.PathLike, *, say: Callable = print) -> Path:
+def train(
+    settings: StyleSettings,
+    files: ImageFiles,
+    folder: str | os.PathLike,
+    *,
+    say: Callable = print,
+    other_images: bool = False,
+) -> Path:
     """Train, or go on where a run in this folder stopped or was killed; return the trained network's path.
 
     Which images a step trains on follows from the seed and the step's number alone. To go on with a run, give the same
-    images and settings; `steps` and `save_every` may differ. `say` is called with each line of progress.
+    images and settings; `steps` and `save_every` may differ, and with `other_images` the images. `say` is called with
+    each line of progress.
 
     Raises
     ------
     ValueError
-        If there are fewer images than a batch, the folder holds a run of other settings, an image is broken (the
-        message names it), or the loss is NaN or infinite.
+        If there are fewer images than a batch, the folder holds a run of other settings or images, an image is broken
+        (the message names it), or the loss is NaN or infinite.
     OSError
-        If the style picture is missing, another training writes to this folder, or the disk is full.
+        If the style picture is missing, the folder holds files of something else, another training writes to it, or
+        the disk is full.
     """
     if len(files) < settings.batch_size:
         found = f"{len(files):,} images are less than one batch of {settings.batch_size}"
@@ -86,7 +96,7 @@ def train(settings: StyleSettings, files: ImageFiles, folder: str | os.PathLike,
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".lock", f"{printable(folder)}: another training is writing there; give another folder"):
-        settings, style = _started(settings, folder)
+        settings, style = _started(settings, files, folder, other_images)
         network, optimizer, train_step = build_step(settings, style)
         step = tf.Variable(0, dtype=tf.int64, trainable=False)
         manager = restored(folder, network=network, optimizer=optimizer, step=step)
@@ -156,15 +166,30 @@ def _progress(settings: StyleSettings, number: int, losses: dict[str, float], st
     return f"step {number:,} of {settings.steps:,}: {values}; {settings.batch_size / step_s:.1f} images/s, {left} left"
 
 
-def _started(settings: StyleSettings, folder: Path) -> tuple[StyleSettings, np.ndarray]:
-    """Return the settings in force and the style picture; note both in the folder, the settings last."""
-    noted, picture = folder / "settings.yaml", folder / "style.png"
+def _digest(files: ImageFiles) -> str:
+    """Return a hash of the list of images: their names below the folder that holds them all, and their sizes."""
+    paths = [os.path.abspath(path) for path in files.paths]
+    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+    names = "".join(f"{os.path.relpath(path, folder)}\0{os.path.getsize(path)}\0" for path in paths)
+    return hashlib.sha256(os.fsencode(names)).hexdigest()
+
+
+def _started(
+    settings: StyleSettings, files: ImageFiles, folder: Path, other_images: bool
+) -> tuple[StyleSettings, np.ndarray]:
+    """Return the settings in force and the style picture; note them and the images in the folder, the settings last."""
+    noted, picture, images = folder / "settings.yaml", folder / "style.png", folder / "images.sha256"
     style = target_picture(settings)
     before = load_settings(noted) if noted.exists() else None
     features = before.features if before and settings.features == "auto" else resolved_features(settings.features)
     settings = msgspec.structs.replace(settings, style_image=picture.name, features=features)
     if before is None:
+        foreign = [path.name for path in folder.iterdir() if path.name[0] != "." and path not in (picture, images)]
+        if foreign:
+            raise FileExistsError(f"{printable(folder)}: holds {foreign[0]} and no run; give another folder")
         save_picture(style, picture)
+    elif before.style_image != os.path.normpath(picture):
+        raise FileExistsError(f"{printable(noted)}: not the settings of a run; give another folder")
     else:
         old, new = (msgspec.structs.asdict(one) for one in (before, settings))
         other = [
@@ -175,6 +200,10 @@ def _started(settings: StyleSettings, folder: Path) -> tuple[StyleSettings, np.n
         if other:
             found = f"{printable(folder)}: holds a run with {', '.join(other)}"
             raise ValueError(f"{found}; give another folder, or the same settings")
+        if not other_images and images.exists() and images.read_text() != _digest(files):
+            found = f"{printable(folder)}: holds a run with other images"
+            raise ValueError(f"{found}; give the same ones, another folder, or --other-images to go on with these")
+    write_whole(images, _digest(files))
     save_settings(settings, noted)
     return settings, style
 

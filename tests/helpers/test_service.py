@@ -170,6 +170,29 @@ def test_a_second_dispatcher_on_the_port_is_refused(servers, tmp_path, capsys):
     assert f"port {port}" in capsys.readouterr().err
 
 
+def test_of_two_dispatchers_that_start_on_one_port_at_the_same_time_one_serves(tmp_path):
+    port, started = free_addresses(1)[0].partition(":")[2], []
+    for name in ("one", "two"):
+        start = ["dispatcher", "--port", port, "--work-dir", str(tmp_path / name)]
+        command = [sys.executable, "-m", "helpers.service", *start]
+        pipe = subprocess.PIPE
+        started.append(subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True))
+    try:
+        deadline = time.monotonic() + LIMIT_S
+        while all(one.poll() is None for one in started):
+            assert time.monotonic() < deadline, "both serve"
+            time.sleep(0.1)
+        ended, serving = sorted(started, key=lambda one: one.returncode is None)
+        assert ended.returncode == 2
+        (line,) = ended.stderr.read().splitlines()
+        assert f"port {port}: another program listens on it" in line
+        assert serving.stdout.readline().endswith("ready\n")
+    finally:
+        for one in started:
+            one.kill()
+            one.communicate(timeout=END_S)
+
+
 def test_a_journal_that_cannot_be_written(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["dispatcher", "--work-dir", str(tmp_path / "file" / "journal")]) == 2

@@ -365,6 +365,23 @@ def test_two_trainings_do_not_share_a_folder(settings_file, photographs, tmp_pat
         train(load_settings(settings_file), find_unlabelled_images(photographs), tmp_path)
 
 
+def test_other_images_are_refused_unless_they_are_asked_for(capsys, trained, settings_file, photographs, tmp_path):
+    import shutil
+
+    run, moved = shutil.copytree(trained, tmp_path / "run"), shutil.copytree(photographs, tmp_path / "moved")
+    more = ["steps=15", "save_every=5"]
+    assert "going on after step 14" in command(*training(settings_file, moved, run, *more))
+    os.rename(moved / "00.jpg", moved / "99.jpg")
+    arguments = training(settings_file, moved, run, "steps=16", "save_every=5")
+    assert "holds a run with other images" in refused(capsys, *arguments)
+    os.rename(moved / "99.jpg", moved / "00.jpg")
+    shutil.copy(moved / "01.jpg", moved / "00.jpg")  # another image of the same name
+    assert "holds a run with other images" in refused(capsys, *arguments)
+    assert len(totals(run)) == 15
+    assert "step 16 of 16" in command(*arguments, "--other-images") or len(totals(run)) == 16
+    assert style.main([*arguments]) == 0  # they are this run's images now
+
+
 # ---- stylise, preview, export ----------------------------------------------------------------------------------------
 
 
@@ -420,6 +437,53 @@ def test_the_preview_is_what_the_losses_see(settings_file, tmp_path, capsys):
     expected = target_picture(load_settings(settings_file).changed(["style_size=20"]))
     np.testing.assert_array_equal(cv2.imread(str(target))[..., ::-1], expected)
     assert "20×20 px" in capsys.readouterr().out
+
+
+# ---- what is there already ----------------------------------------------------------------------------------------
+
+
+def test_a_repainted_picture_replaces_no_file(capsys, trained, tmp_path):
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / name for name in ("photo.png", "a/x.jpg", "b/x.jpg", "out/y.png", "y.jpg")]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        assert cv2.imwrite(str(path), rng.integers(0, 256, (20, 20, 3), np.uint8))
+    before = [path.read_bytes() for path in paths]
+    photo, first, second, _taken, other = paths
+    assert "replace one of the pictures" in refused(capsys, "stylise", trained, photo, "--to", tmp_path)
+    assert "the same name" in refused(capsys, "stylise", trained, first, second, "--to", tmp_path / "out")
+    assert "is there already" in refused(capsys, "stylise", trained, other, "--to", tmp_path / "out")
+    assert [path.read_bytes() for path in paths] == before
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["y.png"]
+    for _ in range(2):  # its own result is no obstacle
+        command("stylise", trained, photo, "--to", tmp_path / "out")
+
+
+def test_a_preview_replaces_no_file(capsys, settings_file, tmp_path):
+    target = tmp_path / "photo.png"
+    target.write_bytes(b"mine")
+    assert "is there already" in refused(capsys, "preview", settings_file, "--to", target)
+    assert target.read_bytes() == b"mine"
+    for _ in range(2):
+        command("preview", settings_file, "--to", tmp_path / "target.png")
+
+
+def test_an_export_replaces_no_file(capsys, trained, tmp_path):
+    (tmp_path / "network.keras").write_bytes(b"mine")
+    assert "is there already" in refused(capsys, "export", trained, "--to", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["network.keras"]
+
+
+@pytest.mark.parametrize("name", ["style.png", "losses.csv", "network.keras", "settings.yaml"])
+def test_a_training_replaces_no_file(capsys, settings_file, photographs, tmp_path, name):
+    content = settings_file.read_bytes() if name == "settings.yaml" else b"mine"
+    (tmp_path / name).write_bytes(content)
+    style_image = f"style_image={settings_file.parent / 'mosaic.png'}"
+    if name == "settings.yaml":
+        (tmp_path / "mosaic.png").write_bytes((settings_file.parent / "mosaic.png").read_bytes())
+    refused(capsys, *training(settings_file, photographs, tmp_path, style_image))
+    assert (tmp_path / name).read_bytes() == content
+    assert {path.name for path in tmp_path.iterdir()} - {".lock", "mosaic.png"} == {name}
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------
@@ -522,7 +586,8 @@ def test_a_wrong_setting_is_told(capsys, settings_file, tmp_path, assignment, sa
     [
         ("", "Expected `object`, got `null`"),
         ("steps: 3", "missing required field `style_image`"),
-        ("a: [", "line 2, column 1"),
+        ("a: 'x", "line 1, column 4"),
+        ("a: [", "without lists"),
         ("style_image: x.png\nwidht: 3", "unknown field `widht`"),
         ("style_image: 3", "Expected `str`, got `int` - at `$.style_image`"),
         ("style_image: x.png\nsteps: true", "Expected `int`, got `bool` - at `$.steps`"),
@@ -535,6 +600,41 @@ def test_a_wrong_settings_file_is_told_by_name(capsys, tmp_path, text, said):
     message = refused(capsys, "preview", path, "--to", tmp_path / "target.png")
     assert message.startswith(f"helpers.style: {path}: ")
     assert said in message
+
+
+PAIRS = tuple(zip("abcdefgh", "bcdefghi", strict=True))
+NESTED = "".join(f"{new}: &{new} [{','.join(['*' + old] * 9)}]\n" for old, new in PAIRS)
+MERGED = "".join(f"{new}: &{new} {{<<: [{','.join(['*' + old] * 9)}]}}\n" for old, new in PAIRS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"a: &a [x,x]\n{NESTED}style_image: *i\n",
+        f"a: &a [x,x]\n{NESTED}style_image: x.png\nsteps: *i\n",
+        f"a: &a {{k: v}}\n{MERGED}<<: *i\n",
+        "style_image: " + "[" * 60_000,
+        "style_image: x.png\nsteps: " + "9" * 60_000,
+        "style_image: x.png\nfeatures: " + "z" * 60_000,
+        "style_image: x.png\n" + "z" * 1_000 + ": 1",
+        "style_image: " + "z" * 60_000,
+        "style_image: !" + "z" * 60_000 + " x",
+        "style_image: x.png\n" + "# a comment\n" * 10_000,
+    ],
+    ids=["nested", "value", "merged", "deep", "digits", "long", "name", "path", "tag", "large"],
+)
+def test_settings_that_are_a_bomb_are_refused_at_once_in_a_short_line(capsys, tmp_path, text):
+    path = tmp_path / "bomb.yaml"
+    path.write_text(text)
+    start_s = time.monotonic()
+    assert len(refused(capsys, "preview", path, "--to", tmp_path / "target.png")) < 1_000
+    assert time.monotonic() - start_s < 10
+
+
+def test_a_long_argument_is_told_in_short(capsys, settings_file, tmp_path):
+    for assignment in ("z" * 60_000, "features=" + "z" * 60_000, "style_image=" + "z" * 60_000):
+        arguments = ["preview", settings_file, "--to", tmp_path / "target.png", "--set", assignment]
+        assert len(refused(capsys, *arguments)) < 1_000
 
 
 def test_settings_have_one_source(tmp_path):
