@@ -158,8 +158,10 @@ def _serve(held: socket.socket, start: Callable, what: str) -> None:
     ending = threading.Thread(target=server.stop, daemon=True)
     ending.start()
     ending.join(_LONGEST_STOP_S)
-    print(f"{what}: stopped", flush=True)
-    os._exit(0)  # TensorFlow's threads would be waited for
+    try:
+        print(f"{what}: stopped", flush=True)
+    finally:  # also where nobody reads that any more
+        os._exit(0)  # TensorFlow's threads would be waited for
 
 
 def _held(port: int) -> socket.socket:

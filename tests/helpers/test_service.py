@@ -315,6 +315,21 @@ def test_a_worker_that_is_told_to_end_is_missed_and_comes_back(servers):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_a_server_ends_also_where_nobody_reads_what_it_says(tmp_path):
+    port = free_addresses(1)[0].partition(":")[2]
+    start = ["dispatcher", "--port", port, "--work-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "helpers.service", *start]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline()
+        process.stdout.close()
+        process.terminate()
+        try:
+            assert process.wait(END_S) == 0
+        finally:
+            process.kill()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_ctrl_c_ends_a_dispatcher(servers):
     status, said = servers.end("dispatcher", signal.SIGINT)  # the last test: it is not started again
     assert status == 0

@@ -508,7 +508,7 @@ def test_errors_of_pictures_and_folders(capsys, trained, settings_file, photogra
     assert str(no_picture) in refused(capsys, "stylise", trained, no_picture, "--to", tmp_path)
     thin = tmp_path / "thin.png"
     cv2.imwrite(str(thin), np.zeros((10, 50, 3), np.uint8))
-    assert "more than 10" in refused(capsys, "stylise", trained, thin, "--to", tmp_path)
+    assert "more than 10" in refused(capsys, "stylise", trained, thin, "--to", tmp_path / "out")
     few = [*training(settings_file, photographs, tmp_path / "run"), "--set", "batch_size=12"]
     assert "less than one batch of 12" in refused(capsys, *few)
     nowhere = [*training(settings_file, photographs, tmp_path / "run"), "--set", "style_image=none.png"]
