@@ -5,12 +5,10 @@
     python -m helpers.service check HOST:5050 [--workers N]
     python -m helpers.service check --worker HOST:5051
 
-A thin layer over `tf.data.experimental.service`. It adds what a cluster asks of a server: a journal on disk, so that a
-dispatcher that is started again knows its jobs; addresses that stay the same; an end within seconds on SIGTERM or
-Ctrl-C; errors for a taken port and for a dispatcher that does not answer; a health check that imports no TensorFlow.
-
-A worker of another TensorFlow is refused only where the two speak different protocols, and releases seldom do; with
-``--tensorflow`` it refuses itself.
+It adds to `tf.data.experimental.service` what a cluster asks of a server: a journal on disk, so that a dispatcher that
+is started again knows its jobs; an end within seconds on SIGTERM or Ctrl-C; errors for a taken port and for a
+dispatcher that does not answer; a health check that imports no TensorFlow. A worker of another TensorFlow is refused
+only where the two speak different protocols, which releases seldom do; with ``--tensorflow`` it refuses itself.
 
 Exit status: 0; 1 where a check finds a fault; 2 for a server that cannot start.
 The servers listen on every network interface, and ask nobody for a password: keep them inside a private network.
@@ -38,8 +36,6 @@ from helpers.quiet import quiet_tensorflow
 
 __all__ = ["ServiceError", "answers", "await_workers", "protocol_version", "registered_workers", "silent_workers"]
 
-DISPATCHER_PORT = 5050
-LONGEST_WAIT_S = 60.0  # of a starting worker, for its dispatcher
 PROBE_S = 2.0  # a healthy server answers within milliseconds
 _LONGEST_STOP_S = 5.0
 _RETRY_S = 0.5
@@ -52,62 +48,36 @@ class ServiceError(RuntimeError):
     """A server that cannot start, or does not answer; the message says which, and what to do."""
 
 
-# ---- asking ----------------------------------------------------------------------------------------------------------
+# ---- asking; an address is host:port, and who does not answer in time is a ServiceError ------------------------------
 
 
 def protocol_version(dispatcher: str, *, timeout_s: float = PROBE_S) -> int:
-    """Return the version of the protocol that a dispatcher speaks; TensorFlow refuses to work with another one.
-
-    Parameters
-    ----------
-    dispatcher : str
-        ``host:port``.
-    timeout_s : float
-        In seconds.
-
-    Raises
-    ------
-    ServiceError
-        If it does not answer in time.
-    """
+    """Return the version of the protocol that a dispatcher speaks; TensorFlow refuses to work with another one."""
     return dict(_fields(_ask(dispatcher, _GET_VERSION, timeout_s))).get(1, 0)
 
 
 def registered_workers(dispatcher: str, *, timeout_s: float = PROBE_S) -> list[str]:
-    """Return the addresses of the workers that a dispatcher knows, also of those that have died.
-
-    Raises
-    ------
-    ServiceError
-        If the dispatcher does not answer in time.
-    """
+    """Return the addresses of the workers that a dispatcher knows, also of those that have died."""
     infos = [value for number, value in _fields(_ask(dispatcher, _GET_WORKERS, timeout_s)) if number == 1]
     return sorted(dict(_fields(info))[1].decode() for info in infos)
 
 
 def answers(worker: str, *, timeout_s: float = PROBE_S) -> bool:
-    """Return whether a worker, given as ``host:port``, answers in time."""
+    """Return whether a worker answers in time."""
     try:
-        _ask(worker, _GET_TASKS, timeout_s)
+        return _ask(worker, _GET_TASKS, timeout_s) is not None
     except ServiceError:
         return False
-    return True
 
 
 def silent_workers(dispatcher: str, *, timeout_s: float = PROBE_S) -> list[str]:
-    """Return the workers that do not answer, of those that a dispatcher knows; it raises as `registered_workers`."""
+    """Return the workers that do not answer, of those that a dispatcher knows."""
     known = registered_workers(dispatcher, timeout_s=timeout_s)
     return [worker for worker in known if not answers(worker, timeout_s=timeout_s)]
 
 
 def await_workers(dispatcher: str, count: int, wait_s: float) -> None:
-    """Return when a dispatcher answers and ``count`` workers have registered there.
-
-    Raises
-    ------
-    ServiceError
-        If that is not so within ``wait_s`` seconds.
-    """
+    """Return when a dispatcher answers and ``count`` workers have registered there, ``wait_s`` seconds at most."""
     deadline = time.monotonic() + wait_s
     while True:
         try:
@@ -142,43 +112,42 @@ def _fields(message: bytes) -> list[tuple[int, int | bytes]]:
 
 
 def _dispatcher(options: argparse.Namespace) -> None:
-    """Run a dispatcher; it goes on where an earlier one with this ``--work-dir`` stood."""
     port, folder = options.port, options.work_dir
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ServiceError(f"{folder}: {error.strerror}; give a folder for --work-dir that can be written") from None
-    _refuse_taken_port(port)
+    held = _held(port)
     quiet_tensorflow()
     import tensorflow as tf
 
-    service = tf.data.experimental.service
-    settings = {"fault_tolerant_mode": True, "worker_addresses": options.workers}
-    config = service.DispatcherConfig(port, "grpc", os.fspath(folder), **settings)
-    _serve(lambda: service.DispatchServer(config), f"dispatcher on port {port}, journal in {folder}")
+    service, settings = tf.data.experimental.service, {"fault_tolerant_mode": True, "worker_addresses": options.workers}
+    config = service.DispatcherConfig(port, work_dir=os.fspath(folder), **settings)
+    _serve(held, lambda: service.DispatchServer(config), f"dispatcher on port {port}, journal in {folder}")
 
 
 def _worker(options: argparse.Namespace) -> None:
     dispatcher, address = options.dispatcher, options.address
     port = int(address.rpartition(":")[2])
-    _refuse_taken_port(port)
+    held = _held(port)
     quiet_tensorflow()
     import tensorflow as tf  # takes seconds, in which a dispatcher that starts at the same time comes up
 
     if options.tensorflow not in (None, tf.__version__):
-        hint = "install that, or use one image"
-        raise ServiceError(f"this is TensorFlow {tf.__version__}, not {options.tensorflow}; {hint}")
+        found = f"this is TensorFlow {tf.__version__}, not {options.tensorflow}"
+        raise ServiceError(f"{found}; install that, or use one image")
     await_workers(dispatcher, 0, options.wait)
     service = tf.data.experimental.service
-    config = service.WorkerConfig(dispatcher, worker_address=address, port=port, protocol="grpc")
-    _serve(lambda: service.WorkerServer(config), f"worker {address} of dispatcher {dispatcher}")
+    config = service.WorkerConfig(dispatcher, address, port)
+    _serve(held, lambda: service.WorkerServer(config), f"worker {address} of dispatcher {dispatcher}")
 
 
-def _serve(start: Callable, what: str) -> None:
-    """Run a server until SIGTERM or Ctrl-C."""
+def _serve(held: socket.socket, start: Callable, what: str) -> None:
+    """Run a server on the port that was held for it, until SIGTERM or Ctrl-C."""
     stopping = threading.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda _signal, _frame: stopping.set())
+    held.close()  # who takes the port in this moment holds it: then the server does not start
     try:
         server = start()
     except RuntimeError as error:  # how a status of the servers' C++ arrives
@@ -189,21 +158,29 @@ def _serve(start: Callable, what: str) -> None:
     ending = threading.Thread(target=server.stop, daemon=True)
     ending.start()
     ending.join(_LONGEST_STOP_S)
-    print(f"{what}: stopped", flush=True)
-    os._exit(0)  # TensorFlow's threads would be waited for
+    try:
+        print(f"{what}: stopped", flush=True)
+    finally:  # also where nobody reads that any more
+        os._exit(0)  # TensorFlow's threads would be waited for
 
 
-def _refuse_taken_port(port: int) -> None:
-    """Raise if another program listens on a port; gRPC would share it, and take half of its calls."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        if os.name == "posix":  # a port that a dead server left a moment ago is free
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            taken = "another program listens on it; stop that, or give another port"
-            reason = taken if error.errno == errno.EADDRINUSE else error.strerror
-            raise ServiceError(f"port {port}: {reason}") from None
+def _held(port: int) -> socket.socket:
+    """Return a socket that keeps others off a port while TensorFlow is imported.
+
+    It listens: servers of gRPC would share the port with each other, and each get some of the calls.
+    """
+    held = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    if os.name == "posix":  # a port that a dead server left a moment ago is free
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        held.bind(("", port))
+        held.listen()
+    except OSError as error:
+        held.close()
+        taken = "another program listens on it; stop that, or give another port"
+        reason = taken if error.errno == errno.EADDRINUSE else error.strerror
+        raise ServiceError(f"port {port}: {reason}") from None
+    return held
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
@@ -227,7 +204,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(required=True, metavar="{dispatcher,worker,check}")
     dispatcher = commands.add_parser("dispatcher", help="hands out the work; one for a cluster")
     dispatcher.set_defaults(run=_dispatcher)
-    dispatcher.add_argument("--port", type=int, default=DISPATCHER_PORT)
+    dispatcher.add_argument("--port", type=int, default=5050)
     dispatcher.add_argument("--work-dir", type=Path, required=True, help="for its journal; on a disk that outlives it")
     static = "all addresses, for static sharding (FILE, DATA, FILE_OR_DATA, HINT); then no other worker may join"
     dispatcher.add_argument(
@@ -238,18 +215,16 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     worker.add_argument("--dispatcher", metavar="HOST:PORT", type=_address, required=True)
     same = "how trainers reach it; started again under the same one, it gets its tasks back"
     worker.add_argument("--address", metavar="HOST:PORT", type=_address, required=True, help=same)
-    worker.add_argument("--wait", metavar="SECONDS", type=float, default=LONGEST_WAIT_S, help="for the dispatcher")
+    worker.add_argument("--wait", metavar="SECONDS", type=float, default=60.0, help="for the dispatcher")
     worker.add_argument("--tensorflow", metavar="VERSION", help="refuse to start with another one")
     check = commands.add_parser("check", help="exit status 0 if a server and its workers answer, 1 if not")
     check.set_defaults(run=_check)
-    check.add_argument("dispatcher", metavar="HOST:PORT", nargs="?")
+    server = check.add_mutually_exclusive_group(required=True)
+    server.add_argument("dispatcher", metavar="HOST:PORT", nargs="?")
+    server.add_argument("--worker", metavar="HOST:PORT", help="ask this worker alone")
     check.add_argument("--workers", metavar="N", type=int, default=0, help="fewer that answer are a fault")
-    check.add_argument("--worker", metavar="HOST:PORT", help="ask this worker alone")
     check.add_argument("--timeout", metavar="SECONDS", type=float, default=PROBE_S)
-    options = parser.parse_args(arguments)
-    if options.run is _check and bool(options.dispatcher) == bool(options.worker):
-        check.error("give the dispatcher's HOST:PORT, or --worker HOST:PORT")
-    return options
+    return parser.parse_args(arguments)
 
 
 def _address(text: str) -> str:
@@ -268,7 +243,7 @@ def _check(options: argparse.Namespace) -> None:
     version = protocol_version(options.dispatcher, timeout_s=options.timeout)
     workers = registered_workers(options.dispatcher, timeout_s=options.timeout)
     print(f"dispatcher {options.dispatcher} answers: protocol {version}, {len(workers)} workers")
-    silent = silent_workers(options.dispatcher, timeout_s=options.timeout)
+    silent = [worker for worker in workers if not answers(worker, timeout_s=options.timeout)]
     for worker in workers:
         print(f"worker {worker} {'does not answer' if worker in silent else 'answers'}")
     if silent:

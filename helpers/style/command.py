@@ -27,7 +27,7 @@ from helpers.folders import find_unlabelled_images
 from helpers.images import read_image
 from helpers.quiet import quiet_tensorflow
 from helpers.style.pictures import save_picture, shrunk, target_picture
-from helpers.style.settings import load_settings
+from helpers.style.settings import load_settings, shortened
 
 __all__ = ["main"]
 
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped; a training goes on when the same command is given again", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
-        print(f"helpers.style: {printable(str(error))}", file=sys.stderr)
+        print(f"helpers.style: {shortened(printable(str(error)))}", file=sys.stderr)
         return ExitStatus.CANNOT
     return ExitStatus.FINE
 
@@ -52,34 +52,27 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    settings, network = (argparse.ArgumentParser(add_help=False) for _ in range(2))
-    settings.add_argument("settings", type=Path, metavar="SETTINGS.yaml")
-    settings.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="put a setting in its place")
-    network.add_argument("network", type=Path, metavar="RUN", help="folder of a training, or a file .keras")
-
-    def command(name: str, function: Callable, takes: argparse.ArgumentParser, help: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, parents=[takes], help=help, description=help)
+    def command(function: Callable, what: str, to: str, help: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(function.__name__.strip("_"), help=help, description=help)
         added.set_defaults(command=function)
+        added.add_argument("--to", type=Path, required=True, metavar=to)
+        if what == "settings":
+            added.add_argument("settings", type=Path, metavar="SETTINGS.yaml")
+            added.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="replace a setting")
+        else:
+            added.add_argument("network", type=Path, metavar="RUN", help="folder of a training, or a file .keras")
         return added
 
-    train = command("train", _train, settings, "train a network for one style, or go on with a training")
+    train = command(_train, "settings", "RUN", "train a network for one style, or go on with a training")
     train.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="photographs, also in its folders")
-    train.add_argument("--to", type=Path, required=True, metavar="RUN", help="folder of this training")
-    stylise = command("stylise", _stylise, network, "repaint pictures")
+    accepted = "go on with a run although its images have changed: a broken one was replaced"
+    train.add_argument("--other-images", action="store_true", help=accepted)
+    stylise = command(_stylise, "network", "FOLDER", "repaint pictures; write PNG files of the same names")
     stylise.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
-    stylise.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="for PNG files of the same names")
-    stylise.add_argument("--longest-side", type=_pixels, metavar="PX", help="shrink larger pictures to this first")
-    preview = command("preview", _preview, settings, "write the style picture as the losses will see it")
-    preview.add_argument("--to", type=Path, required=True, metavar="PICTURE.png")
-    export = command("export", _export, network, "write a trained network as a SavedModel and as a file .keras")
-    export.add_argument("--to", type=Path, required=True, metavar="FOLDER")
+    stylise.add_argument("--longest-side", type=int, metavar="PX", help="shrink larger pictures to this first")
+    command(_preview, "settings", "PICTURE.png", "write the style picture as the losses will see it")
+    command(_export, "network", "FOLDER", "write a trained network as a SavedModel and as a file .keras")
     return parser.parse_args(arguments)
-
-
-def _pixels(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of pixels")
-    return int(text)
 
 
 # TensorFlow is imported where it is needed: --help and a wrong setting should not wait for it.
@@ -91,19 +84,24 @@ def _train(options: argparse.Namespace) -> None:
     quiet_tensorflow()
     from helpers.style.training import train
 
-    path = train(settings, files, options.to, say=partial(print, flush=True))
+    say = partial(print, flush=True)
+    path = train(settings, files, options.to, say=say, other_images=options.other_images)
     print(f"trained: {printable(path)}")
 
 
 def _stylise(options: argparse.Namespace) -> None:
-    pictures = [(path, read_image(str(path))) for path in options.pictures]  # before anything is computed
+    results = [options.to / f"{path.stem}.png" for path in options.pictures]
+    if len({*results}) < len(results):
+        raise ValueError("two of the pictures have the same name, and so would their results; give them one at a time")
+    if {path.resolve() for path in results} & {path.resolve() for path in options.pictures}:
+        raise ValueError(f"{printable(options.to)}: a result would replace one of the pictures; give another folder")
+    pictures = [read_image(str(path)) for path in options.pictures]  # before anything is computed
     quiet_tensorflow()
     from helpers.style.trained import load_network, stylise
 
     network = load_network(options.network)
-    for path, picture in pictures:
+    for result, picture in zip(results, pictures, strict=True):
         picture = shrunk(picture, options.longest_side) if options.longest_side else picture
-        result = options.to / f"{path.stem}.png"
         save_picture(stylise(network, picture), result)
         print(printable(result), flush=True)
 
@@ -112,8 +110,8 @@ def _preview(options: argparse.Namespace) -> None:
     settings = load_settings(options.settings).changed(options.set)
     picture = target_picture(settings)
     save_picture(picture, options.to)
-    print(f"{printable(options.to)}: {picture.shape[1]}×{picture.shape[0]} px; training images are"
-          f" {settings.image_size}×{settings.image_size}")  # fmt: skip
+    height, width, side = *picture.shape[:2], settings.image_size
+    print(f"{printable(options.to)}: {width}×{height} px; training images are {side}×{side}")
 
 
 def _export(options: argparse.Namespace) -> None:

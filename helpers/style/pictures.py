@@ -1,6 +1,6 @@
-"""Pictures of lesson 09: the one whose style is learned, and those that are written.
+"""Pictures of lesson 09: the one whose style is learned, and those that are written; uint8 RGB (height, width, 3).
 
-Called by `command`, `training`, lesson 09 and `make_styles.py`. A picture is uint8 RGB ``(height, width, 3)``.
+Called by `command`, `training`, lesson 09 and `make_styles.py`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,9 @@ __all__ = ["save_picture", "shrunk", "target_picture"]
 
 
 def target_picture(settings: StyleSettings) -> np.ndarray:
-    """Return the style picture as the losses see it: uint8 ``(height, width, 3)``, its shorter side `style_size` px.
+    """Return the style picture as the losses see it: its shorter side has `style_size` pixels.
 
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If there is no such picture, or it cannot be decoded; the message names it.
+    A FileNotFoundError or a ValueError names a picture that is missing or cannot be decoded.
     """
     path = settings.style_image
     try:
@@ -42,17 +39,13 @@ def shrunk(picture: np.ndarray, longest_side: int) -> np.ndarray:
 
 def _resized(picture: np.ndarray, scale: float) -> np.ndarray:
     height, width = (max(round(side * scale), 1) for side in picture.shape[:2])
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    return cv2.resize(picture, (width, height), interpolation=method)
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
 
 
 def save_picture(picture: np.ndarray, path: str | os.PathLike) -> None:
-    """Write a uint8 RGB picture, in the format that the name's ending says; whole or not at all.
+    """Write a picture, in the format that the name's ending says, unless another file has that name.
 
-    Raises
-    ------
-    OSError
-        If it cannot be written.
+    An OSError says why it cannot be written; a FileExistsError, that the name is taken.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,4 +53,7 @@ def save_picture(picture: np.ndarray, path: str | os.PathLike) -> None:
         _, data = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     except cv2.error:
         raise OSError(f"{printable(path)}: a picture's name ends with .png or .jpg") from None
-    write_whole(path, data.tobytes())
+    if not path.exists():
+        write_whole(path, data.tobytes())
+    elif not path.is_file() or path.read_bytes() != data.tobytes():  # not this picture, from an earlier run
+        raise FileExistsError(f"{printable(path)}: is there already, with another content; give another name")

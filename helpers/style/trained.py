@@ -6,6 +6,7 @@ Called by `command` and by lesson 09.
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import keras
@@ -15,7 +16,7 @@ import tensorflow as tf
 from helpers.files import printable
 from helpers.style.network import BORDER_PX, style_network
 from helpers.style.settings import load_settings
-from helpers.style.training import checkpoints, first_line, restore
+from helpers.style.training import first_line, restored
 
 __all__ = ["export_network", "load_network", "stylise"]
 
@@ -23,59 +24,31 @@ __all__ = ["export_network", "load_network", "stylise"]
 def load_network(path: str | os.PathLike) -> keras.Model:
     """Load a trained network: from a file ``.keras``, or the last checkpoint of a run's folder.
 
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file, or nothing is trained in the folder yet.
-    ValueError
-        If it is another network, or the weights do not fit; the message names the file.
+    A FileNotFoundError says that nothing is there yet, a ValueError that it is no such network.
     """
-    path = Path(path)
+    path, shown = Path(path), printable(path)
     if path.is_dir():
-        return _network_of_run(path)
+        if not (path / "settings.yaml").exists():
+            raise FileNotFoundError(f"{shown}: no run, it has no settings.yaml; give what `train --to` made")
+        network = style_network(load_settings(path / "settings.yaml").width)
+        if not restored(path, network=network).latest_checkpoint:
+            raise FileNotFoundError(f"{shown}: nothing saved yet; the first checkpoint comes after save_every steps")
+        return network
     if not path.is_file():
-        raise FileNotFoundError(f"{printable(path)}: no such network; give a run's folder or a file .keras")
+        raise FileNotFoundError(f"{shown}: no such network; give a run's folder or a file .keras")
     try:
         network = keras.models.load_model(path, compile=False)
     except (ValueError, TypeError, OSError, KeyError) as error:
-        reason = first_line(error)
-        raise ValueError(f"{printable(path)}: no Keras network that can be loaded ({reason})") from error
+        raise ValueError(f"{shown}: no Keras network that can be loaded ({first_line(error)})") from error
     if network.input_shape != (None, None, None, 3) or network.output_shape[-1] != 3:
-        raise ValueError(f"{printable(path)}: a network of {network.input_shape}, not one that repaints pictures")
-    return network
-
-
-def _network_of_run(folder: Path) -> keras.Model:
-    settings = folder / "settings.yaml"
-    if not settings.exists():
-        raise FileNotFoundError(f"{printable(folder)}: no run, it has no {settings.name}; give what `train --to` made")
-    network = style_network(load_settings(settings).width)
-    if not restore(checkpoints(folder, network=network)):
-        hint = "the first checkpoint comes after save_every steps"
-        raise FileNotFoundError(f"{printable(folder)}: nothing saved yet; {hint}")
+        raise ValueError(f"{shown}: a network of {network.input_shape}, not one that repaints pictures")
     return network
 
 
 def stylise(network: keras.Model, picture: np.ndarray) -> np.ndarray:
-    """Repaint one picture of any size.
-
-    Parameters
-    ----------
-    picture : numpy.ndarray
-        uint8 RGB ``(height, width, 3)``; both sides more than 10 px.
-
-    Returns
-    -------
-    numpy.ndarray
-        The same shape, uint8.
-
-    Raises
-    ------
-    ValueError
-        If a side is too short.
-    """
-    if min(picture.shape[:2]) <= BORDER_PX:
-        height, width, _ = picture.shape
+    """Repaint one picture, uint8 RGB ``(height, width, 3)``; raise a ValueError if a side has 10 pixels or fewer."""
+    height, width, _ = picture.shape
+    if min(height, width) <= BORDER_PX:
         raise ValueError(f"a picture of {width}×{height} px; both sides must have more than {BORDER_PX}")
     painted = keras.ops.convert_to_numpy(network(picture[np.newaxis], training=False))[0]
     return np.rint(np.clip(painted, 0, 255)).astype(np.uint8)
@@ -85,11 +58,13 @@ def export_network(network: keras.Model, folder: str | os.PathLike) -> tuple[Pat
     """Write a network as ``network.keras`` and as a SavedModel ``saved_model/``, which needs nothing of this course.
 
     The SavedModel's ``serve`` takes uint8 ``(n, height, width, 3)`` of any size and returns the same. The other file
-    is loaded by ``keras.models.load_model`` once `helpers.style.network` is imported.
+    is loaded by ``keras.models.load_model`` once `helpers.style.network` is imported. The folder must be a new one, or
+    a FileExistsError is raised.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    network.save(folder / "network.keras")
+    if folder.exists():
+        raise FileExistsError(f"{printable(folder)}: is there already; give a folder that export can make")
+    folder.parent.mkdir(parents=True, exist_ok=True)
 
     def serve(pictures: tf.Tensor) -> tf.Tensor:
         return tf.cast(tf.round(network(pictures, training=False)), tf.uint8)
@@ -97,5 +72,9 @@ def export_network(network: keras.Model, folder: str | os.PathLike) -> tuple[Pat
     archive = keras.export.ExportArchive()
     archive.track(network)
     archive.add_endpoint("serve", serve, [tf.TensorSpec((None, None, None, 3), tf.uint8, name="pictures")])
-    archive.write_out(folder / "saved_model", verbose=False)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
+        part = Path(temporary) / "part"
+        archive.write_out(part / "saved_model", verbose=False)
+        network.save(part / "network.keras")
+        part.rename(folder)
     return folder / "network.keras", folder / "saved_model"

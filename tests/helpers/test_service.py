@@ -170,6 +170,29 @@ def test_a_second_dispatcher_on_the_port_is_refused(servers, tmp_path, capsys):
     assert f"port {port}" in capsys.readouterr().err
 
 
+def test_of_two_dispatchers_that_start_on_one_port_at_the_same_time_one_serves(tmp_path):
+    port, started = free_addresses(1)[0].partition(":")[2], []
+    for name in ("one", "two"):
+        start = ["dispatcher", "--port", port, "--work-dir", str(tmp_path / name)]
+        command = [sys.executable, "-m", "helpers.service", *start]
+        pipe = subprocess.PIPE
+        started.append(subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True))
+    try:
+        deadline = time.monotonic() + LIMIT_S
+        while all(one.poll() is None for one in started):
+            assert time.monotonic() < deadline, "both serve"
+            time.sleep(0.1)
+        ended, serving = sorted(started, key=lambda one: one.returncode is None)
+        assert ended.returncode == 2
+        (line,) = ended.stderr.read().splitlines()
+        assert f"port {port}: another program listens on it" in line
+        assert serving.stdout.readline().endswith("ready\n")
+    finally:
+        for one in started:
+            one.kill()
+            one.communicate(timeout=END_S)
+
+
 def test_a_journal_that_cannot_be_written(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["dispatcher", "--work-dir", str(tmp_path / "file" / "journal")]) == 2
@@ -289,6 +312,21 @@ def test_a_worker_that_is_told_to_end_is_missed_and_comes_back(servers):
 
     seen = [n for batch in distributed(tf.data.Dataset.range(100).batch(8), servers) for n in batch.numpy()]
     assert sorted(seen) == list(range(100))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_a_server_ends_also_where_nobody_reads_what_it_says(tmp_path):
+    port = free_addresses(1)[0].partition(":")[2]
+    start = ["dispatcher", "--port", port, "--work-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "helpers.service", *start]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline()
+        process.stdout.close()
+        process.terminate()
+        try:
+            assert process.wait(END_S) == 0
+        finally:
+            process.kill()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")

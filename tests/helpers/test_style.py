@@ -67,7 +67,7 @@ def trained(settings_file, photographs, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
     said = command(*training(settings_file, photographs, folder, "steps=14", "save_every=5"))
     assert "step 14 of 14" in said
-    assert re.search(r"images/s, \d+ s left", said)
+    assert re.search(r"images/s, \d:\d\d:\d\d left", said)
     return folder
 
 
@@ -365,6 +365,23 @@ def test_two_trainings_do_not_share_a_folder(settings_file, photographs, tmp_pat
         train(load_settings(settings_file), find_unlabelled_images(photographs), tmp_path)
 
 
+def test_other_images_are_refused_unless_they_are_asked_for(capsys, trained, settings_file, photographs, tmp_path):
+    import shutil
+
+    run, moved = shutil.copytree(trained, tmp_path / "run"), shutil.copytree(photographs, tmp_path / "moved")
+    more = ["steps=15", "save_every=5"]
+    assert "going on after step 14" in command(*training(settings_file, moved, run, *more))
+    os.rename(moved / "00.jpg", moved / "99.jpg")
+    arguments = training(settings_file, moved, run, "steps=16", "save_every=5")
+    assert "holds a run with other images" in refused(capsys, *arguments)
+    os.rename(moved / "99.jpg", moved / "00.jpg")
+    shutil.copy(moved / "01.jpg", moved / "00.jpg")  # another image of the same name
+    assert "holds a run with other images" in refused(capsys, *arguments)
+    assert len(totals(run)) == 15
+    assert "step 16 of 16" in command(*arguments, "--other-images") or len(totals(run)) == 16
+    assert style.main([*arguments]) == 0  # they are this run's images now
+
+
 # ---- stylise, preview, export ----------------------------------------------------------------------------------------
 
 
@@ -422,6 +439,53 @@ def test_the_preview_is_what_the_losses_see(settings_file, tmp_path, capsys):
     assert "20×20 px" in capsys.readouterr().out
 
 
+# ---- what is there already ----------------------------------------------------------------------------------------
+
+
+def test_a_repainted_picture_replaces_no_file(capsys, trained, tmp_path):
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / name for name in ("photo.png", "a/x.jpg", "b/x.jpg", "out/y.png", "y.jpg")]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        assert cv2.imwrite(str(path), rng.integers(0, 256, (20, 20, 3), np.uint8))
+    before = [path.read_bytes() for path in paths]
+    photo, first, second, _taken, other = paths
+    assert "replace one of the pictures" in refused(capsys, "stylise", trained, photo, "--to", tmp_path)
+    assert "the same name" in refused(capsys, "stylise", trained, first, second, "--to", tmp_path / "out")
+    assert "is there already" in refused(capsys, "stylise", trained, other, "--to", tmp_path / "out")
+    assert [path.read_bytes() for path in paths] == before
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["y.png"]
+    for _ in range(2):  # its own result is no obstacle
+        command("stylise", trained, photo, "--to", tmp_path / "out")
+
+
+def test_a_preview_replaces_no_file(capsys, settings_file, tmp_path):
+    target = tmp_path / "photo.png"
+    target.write_bytes(b"mine")
+    assert "is there already" in refused(capsys, "preview", settings_file, "--to", target)
+    assert target.read_bytes() == b"mine"
+    for _ in range(2):
+        command("preview", settings_file, "--to", tmp_path / "target.png")
+
+
+def test_an_export_replaces_no_file(capsys, trained, tmp_path):
+    (tmp_path / "network.keras").write_bytes(b"mine")
+    assert "is there already" in refused(capsys, "export", trained, "--to", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["network.keras"]
+
+
+@pytest.mark.parametrize("name", ["style.png", "losses.csv", "network.keras", "settings.yaml"])
+def test_a_training_replaces_no_file(capsys, settings_file, photographs, tmp_path, name):
+    content = settings_file.read_bytes() if name == "settings.yaml" else b"mine"
+    (tmp_path / name).write_bytes(content)
+    style_image = f"style_image={settings_file.parent / 'mosaic.png'}"
+    if name == "settings.yaml":
+        (tmp_path / "mosaic.png").write_bytes((settings_file.parent / "mosaic.png").read_bytes())
+    refused(capsys, *training(settings_file, photographs, tmp_path, style_image))
+    assert (tmp_path / name).read_bytes() == content
+    assert {path.name for path in tmp_path.iterdir()} - {".lock", "mosaic.png"} == {name}
+
+
 # ---- errors ----------------------------------------------------------------------------------------------------------
 
 
@@ -444,7 +508,7 @@ def test_errors_of_pictures_and_folders(capsys, trained, settings_file, photogra
     assert str(no_picture) in refused(capsys, "stylise", trained, no_picture, "--to", tmp_path)
     thin = tmp_path / "thin.png"
     cv2.imwrite(str(thin), np.zeros((10, 50, 3), np.uint8))
-    assert "more than 10" in refused(capsys, "stylise", trained, thin, "--to", tmp_path)
+    assert "more than 10" in refused(capsys, "stylise", trained, thin, "--to", tmp_path / "out")
     few = [*training(settings_file, photographs, tmp_path / "run"), "--set", "batch_size=12"]
     assert "less than one batch of 12" in refused(capsys, *few)
     nowhere = [*training(settings_file, photographs, tmp_path / "run"), "--set", "style_image=none.png"]
@@ -475,7 +539,7 @@ def test_weights_that_do_not_fit(capsys, trained, settings_file, photographs, tm
     import keras
 
     own = shutil.copytree(trained, tmp_path / "own")
-    assert "holds a run with width 2" in refused(capsys, *training(settings_file, photographs, own, "width=3"))
+    assert "holds a run with width 2, not 3" in refused(capsys, *training(settings_file, photographs, own, "width=3"))
     text = (own / "settings.yaml").read_text()
     (own / "settings.yaml").write_text(text.replace("width: 2", "width: 3"))
     assert "these weights do not fit" in refused(capsys, "stylise", own, photographs / "00.jpg", "--to", tmp_path)
@@ -499,17 +563,16 @@ def test_another_style_picture_needs_another_folder(capsys, trained, settings_fi
 @pytest.mark.parametrize(
     ("assignment", "said"),
     [
-        ("stile_weight=3", "did you mean style_weight?"),
-        ("colour=red", "there are style_image"),
-        ("steps=0", "steps is '0'"),
-        ("steps=2.5", "a whole number"),
-        ("steps=true", "a whole number"),
-        ("learning_rate=fast", "a number"),
-        ("features=alexnet", "auto, imagenet, random"),
+        ("stile_weight=3", "unknown field `stile_weight`; the settings are style_image, style_size"),
+        ("steps=0", "Expected `int` >= 1 - at `$.steps`"),
+        ("steps=2.5", "Expected `int`"),
+        ("steps=true", "Expected `int`"),
+        ("learning_rate=fast", "Expected `float`"),
+        ("features=alexnet", "'alexnet' - at `$.features`"),
         ("steps", "name=value"),
-        ("style_image=", "give a text"),
-        ("style_weight=nan", "a number from 0 up"),
-        ("width=1000", "width is '1000': give a whole number from 1 to 512"),
+        ("style_image=", "Expected `str` of length >= 1"),
+        ("style_weight=nan", "Expected `float` >= 0.0 - at `$.style_weight`"),
+        ("width=1000", "Expected `int` <= 512 - at `$.width`"),
     ],
 )
 def test_a_wrong_setting_is_told(capsys, settings_file, tmp_path, assignment, said):
@@ -521,12 +584,14 @@ def test_a_wrong_setting_is_told(capsys, settings_file, tmp_path, assignment, sa
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "no settings"),
-        ("a: [", "no YAML"),
-        ("style_image: x.png\nwidht: 3", "did you mean width?"),
-        ("style_image: 3", "style_image is 3: give a text"),
-        ("style_image: x.png\nsteps: true", "steps is True: give a whole number"),
-        ("style_image: x.png\nstyle_weight: .nan", "style_weight is nan: give a number from 0 up"),
+        ("", "Expected `object`, got `null`"),
+        ("steps: 3", "missing required field `style_image`"),
+        ("a: 'x", "line 1, column 4"),
+        ("a: [", "without lists"),
+        ("style_image: x.png\nwidht: 3", "unknown field `widht`"),
+        ("style_image: 3", "Expected `str`, got `int` - at `$.style_image`"),
+        ("style_image: x.png\nsteps: true", "Expected `int`, got `bool` - at `$.steps`"),
+        ("style_image: x.png\nstyle_weight: .nan", "Expected `float` >= 0.0 - at `$.style_weight`"),
     ],
 )
 def test_a_wrong_settings_file_is_told_by_name(capsys, tmp_path, text, said):
@@ -535,6 +600,41 @@ def test_a_wrong_settings_file_is_told_by_name(capsys, tmp_path, text, said):
     message = refused(capsys, "preview", path, "--to", tmp_path / "target.png")
     assert message.startswith(f"helpers.style: {path}: ")
     assert said in message
+
+
+PAIRS = tuple(zip("abcdefgh", "bcdefghi", strict=True))
+NESTED = "".join(f"{new}: &{new} [{','.join(['*' + old] * 9)}]\n" for old, new in PAIRS)
+MERGED = "".join(f"{new}: &{new} {{<<: [{','.join(['*' + old] * 9)}]}}\n" for old, new in PAIRS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"a: &a [x,x]\n{NESTED}style_image: *i\n",
+        f"a: &a [x,x]\n{NESTED}style_image: x.png\nsteps: *i\n",
+        f"a: &a {{k: v}}\n{MERGED}<<: *i\n",
+        "style_image: " + "[" * 60_000,
+        "style_image: x.png\nsteps: " + "9" * 60_000,
+        "style_image: x.png\nfeatures: " + "z" * 60_000,
+        "style_image: x.png\n" + "z" * 1_000 + ": 1",
+        "style_image: " + "z" * 60_000,
+        "style_image: !" + "z" * 60_000 + " x",
+        "style_image: x.png\n" + "# a comment\n" * 10_000,
+    ],
+    ids=["nested", "value", "merged", "deep", "digits", "long", "name", "path", "tag", "large"],
+)
+def test_settings_that_are_a_bomb_are_refused_at_once_in_a_short_line(capsys, tmp_path, text):
+    path = tmp_path / "bomb.yaml"
+    path.write_text(text)
+    start_s = time.monotonic()
+    assert len(refused(capsys, "preview", path, "--to", tmp_path / "target.png")) < 1_000
+    assert time.monotonic() - start_s < 10
+
+
+def test_a_long_argument_is_told_in_short(capsys, settings_file, tmp_path):
+    for assignment in ("z" * 60_000, "features=" + "z" * 60_000, "style_image=" + "z" * 60_000):
+        arguments = ["preview", settings_file, "--to", tmp_path / "target.png", "--set", assignment]
+        assert len(refused(capsys, *arguments)) < 1_000
 
 
 def test_settings_have_one_source(tmp_path):

@@ -22,7 +22,7 @@ from helpers import plain_lock
 from helpers.contract import check_pipeline
 from helpers.folders import course_images
 from helpers.pipelines import PIPELINES
-from helpers.take_home import TakeHomeError, take_home
+from helpers.pipelines.__main__ import TakeHomeError, take_home
 
 ROOT = Path(__file__).resolve().parents[2]
 SLOW = [
@@ -163,7 +163,7 @@ def test_packs_lie_beside_the_file(modules, monkeypatch, files):
 @pytest.fixture
 def sources(monkeypatch):
     """A function that puts modules of helpers, as text, into the place of the real ones."""
-    from helpers import take_home as module
+    from helpers.pipelines import __main__ as module
 
     def put(**texts):
         real = module._source
@@ -184,7 +184,7 @@ def sources(monkeypatch):
         "from helpers.files import printable as shown\n\n\ndef mine(files):\n    shown(1)\n": "as a whole or renamed",
         "def mine(files):\n    nowhere()\n": "nowhere is neither defined nor imported",
         "def printable():\n    pass\n\n\ndef mine(files):\n    printable()\n": "printable is something else",
-        "def other(files):\n    pass\n": "does not define mine",
+        "def other(files):\n    pass\n": "mine is neither defined nor imported",
     }.items(),
 )
 def test_what_cannot_be_taken_is_named(text, message, sources):
@@ -211,7 +211,7 @@ def test_comments_and_decorators_come_along(sources):
 
 
 def test_a_rewritten_line_that_has_changed_is_named(sources, monkeypatch):
-    from helpers import take_home as module
+    from helpers.pipelines import __main__ as module
 
     monkeypatch.setitem(module.REWRITTEN, "helpers.folders", ("no such text", ""))
     sources()
@@ -234,7 +234,7 @@ def test_the_command_prints_the_file_in_a_moment_and_imports_no_framework():
     assert done.returncode == 0, done.stderr
     assert done.stdout.decode() == take_home("tf_data")
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.decode().splitlines() if "|" in line}
-    assert "helpers.take_home" in imported
+    assert "helpers.pipelines" in imported
     assert not imported & {"tensorflow", "keras", "cv2", "torch", "jax", "matplotlib"}
     assert took_s < 5  # half a second on a machine that does nothing else
 
