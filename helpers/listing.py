@@ -23,6 +23,7 @@ _SYSTEM_FOLDERS = {
     *("@eadir", "#recycle", "#snapshot", "$recycle.bin", "lost+found", "system volume information", "__macosx"),
 }
 _STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"BM")
+_TO_START_WITH = "; python data_scripts/make_images.py makes images to start with"
 NO_REGULAR_FILE = "no regular files, but pipes, sockets or devices"
 
 
@@ -95,8 +96,7 @@ def list_folder(folder: str | os.PathLike) -> Listing:
     if "://" in name:
         raise ValueError(f"{printable(name)}: an address, no folder here; copy the images to a disk, or mount them")
     if not os.path.exists(name):
-        making = "python data_scripts/make_images.py makes images to start with"
-        raise FileNotFoundError(f"{printable(name)}: no such folder; {making}")
+        raise FileNotFoundError(f"{printable(name)}: no such folder{_TO_START_WITH}")
     if not os.path.isdir(name):
         raise NotADirectoryError(f"{printable(name)}: a file; give the folder that holds the images")
     listing = Listing(name)

@@ -27,12 +27,7 @@ __all__ = ["TakeHomeError", "take_home"]
 MAX_WIDTH = 120
 STAND_INS = {("helpers.files", "locked"): ("helpers.plain_lock", "locked")}  # which needs no filelock
 REWRITTEN = {  # what holds in the course's folder only
-    "helpers.folders": (
-        """(
-            f"{printable(folder)}: no such folder; python data_scripts/make_images.py makes images to start with"
-        )""",
-        """(f"{printable(folder)}: no such folder")""",
-    ),
+    "helpers.listing": ("{_TO_START_WITH}", ""),
     "helpers.packing": ("Path(__file__).resolve().parent.parent /", "Path(__file__).resolve().parent /"),
 }
 TITLES = {"tensorflow": "TensorFlow", "keras": "Keras", "numpy": "numpy", "cv2": "OpenCV"}
