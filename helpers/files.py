@@ -10,6 +10,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from enum import IntEnum
 from pathlib import Path
@@ -24,6 +25,7 @@ __all__ = [
     "naming",
     "printable",
     "sha256_of",
+    "tolerant_streams",
     "usable_cores",
     "whole_file",
     "write_whole",
@@ -133,5 +135,12 @@ def usable_cores() -> int:
 
 
 def printable(path: str | os.PathLike) -> str:
-    """Return a path as text that can be printed, also where its bytes are no UTF-8."""
-    return os.fspath(path).encode(errors="backslashreplace").decode()
+    """Return a path as one line of text, with escapes for bytes that are no UTF-8 and for what steers a terminal."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in os.fspath(path))
+
+
+def tolerant_streams() -> None:
+    """Write as an escape what the encoding of standard output or error lacks, instead of raising an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # it may be None, or a notebook's
+            stream.reconfigure(errors="backslashreplace")
