@@ -20,6 +20,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import sys
 import zipfile
 from collections import Counter, defaultdict
@@ -28,12 +29,16 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of the imports, which take a second
+
 import msgspec
 import requests
 from download import ArchiveError, DownloadError, fetch, unpack
+from endings import run_command
 from tqdm import tqdm
 
-from helpers.files import ExitStatus, free_bytes, locked, printable, sha256_of
+from helpers.files import ExitStatus, free_bytes, locked, printable, sha256_of, tolerant_streams
 from helpers.folders import IMAGE_SUFFIXES
 
 _SPARE_BYTES = 200_000_000  # must stay free on the disk
@@ -356,6 +361,7 @@ def _write_record(dataset: Dataset, hashes: list[str], tally: Counter, folder: P
 
 def main(arguments: list[str] | None = None) -> int:
     """Download; return an `ExitStatus`, or 130 for an interruption."""
+    tolerant_streams()
     options = _parse(arguments)
     if options.list:
         print(_table())
@@ -435,4 +441,4 @@ def _report(dataset: Dataset, hashes: list[str], tally: Counter) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))
