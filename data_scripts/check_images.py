@@ -11,13 +11,14 @@ deliver, is undecided, and never moved. A quarantine moves files and deletes non
 the quarantine, or all of it with FOLDER, has another name or place by now.
 """
 
-import argparse
 import signal
-import sys
-from pathlib import Path
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of the imports, which take a second
+
+import argparse
+import sys
+from pathlib import Path
 
 from endings import run_command
 from inspection import JSON_START, KINDS, UNDECIDED, Inspection, inspect_folder, save

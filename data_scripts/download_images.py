@@ -14,6 +14,11 @@ In sizes, 1 MB is 1,000,000 bytes, as disks are sold. Exit status: 0; 1 where th
 what it should be; 2 for what cannot be done, such as a full disk or a DIR that holds something else.
 """
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of the imports, which take a second
+
 import argparse
 import csv
 import dataclasses
@@ -22,7 +27,6 @@ import io
 import json
 import os
 import shutil
-import signal
 import sys
 import zipfile
 from collections import Counter, defaultdict
@@ -30,9 +34,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
-
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of the imports, which take a second
 
 import msgspec
 import requests

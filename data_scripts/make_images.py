@@ -9,19 +9,20 @@ Files are ``<folder>/<class name>/<number>.jpg``; `rendering.py` draws them. Ima
 In file sizes, 1 KB is 1,000 bytes and 1 MB is 1,000,000 bytes, as disks are sold.
 """
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of the imports, which take a second
+
 import argparse
 import contextlib
 import json
 import os
 import re
-import signal
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of the imports, which take a second
 
 from endings import run_command
 from rendering import CLASS_NAMES, complete_bytes, make_image

@@ -6,14 +6,15 @@ They are drawn from a fixed seed and belong to nobody. A picture is a square PNG
 otherwise. Called by lesson 09; ``python -m helpers.style`` learns from them or from any other picture.
 """
 
-import argparse
 import signal
-import sys
-from collections.abc import Callable
-from pathlib import Path
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of the imports, which take a second
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import cv2
 import numpy as np
