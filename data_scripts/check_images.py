@@ -3,35 +3,45 @@
     python data_scripts/check_images.py FOLDER [--json FILE] [--max-pixels N] [--min-per-class N]
     python data_scripts/check_images.py FOLDER --quarantine DIR [--kinds empty,truncated]
     python data_scripts/check_images.py --undo DIR
+    python data_scripts/check_images.py FOLDER --undo DIR    where FOLDER has moved since
 
 Each file is really decoded, by both decoders of the course, in a process that is watched: a file that crashes a
-decoder is named like any other. A quarantine moves files and deletes none; --undo moves them back.
+decoder is named like any other. A file for which this machine has too little memory, or which its disk does not
+deliver, is undecided, and never moved. A quarantine moves files and deletes none; --undo moves them back, also when
+the quarantine, or all of it with FOLDER, has another name or place by now.
 """
+
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of the imports, which take a second
 
 import argparse
 import sys
 from pathlib import Path
 
-from inspection import KINDS, Inspection, inspect_folder, save
+from endings import run_command
+from inspection import JSON_START, KINDS, UNDECIDED, Inspection, inspect_folder, save
 from quarantine import put_back, quarantine
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from helpers.files import ExitStatus, printable
+from helpers.files import ExitStatus, printable, tolerant_streams
 
-_MOST_SHOWN = {"error": 10, "warning": 3, "note": 1}  # of each kind
+_MOST_SHOWN = {"error": 10, UNDECIDED: 10, "warning": 3, "note": 1}  # of each kind
 # Which of two labels is the right one, only the user knows: those files stay unless they are asked for.
 _UNUSABLE = tuple(kind for kind, (severity, _) in KINDS.items() if severity == "error" and kind != "two labels")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Look, tell and move; return an `ExitStatus`, or 130 for an interruption."""
+    tolerant_streams()
     options = _parse(arguments)
     try:
         if options.undo:
-            return _undo(options.undo)
+            return _undo(options.undo, options.folder)
         return _check(options)
     except KeyboardInterrupt:
         print("\ncheck_images.py: stopped", file=sys.stderr)
@@ -42,14 +52,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    kinds = "\n".join(f"  {kind:18}{severity:9}{text}" for kind, (severity, text) in KINDS.items())
+    kinds = "\n".join(f"  {kind:18}{severity:11}{text}" for kind, (severity, text) in KINDS.items())
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"kinds of findings:\n{kinds}\n\nExit status: 0; 1 where errors were found; 2 for what cannot be done.",
+        epilog=f"""kinds of findings:\n{kinds}
+
+Exit status: 0; 1 where errors were found, or --undo could not move all files back; 2 for what cannot be done, also
+where no errors were found but some files are undecided.""",
     )
     parser.add_argument("folder", nargs="?", type=Path, help="images, usually one folder of them for each class")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="all findings; - for standard output")
+    parser.add_argument("--json", metavar="FILE", help="all findings; - for standard output")
     parser.add_argument("--max-pixels", type=_count, default=100_000_000, metavar="N", help="more are not decoded")
     parser.add_argument("--min-per-class", type=_count, default=10, metavar="N", help="fewer make a class a finding")
     parser.add_argument("--quarantine", type=Path, metavar="DIR", help="move what was found to this folder")
@@ -62,8 +75,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--undo", type=Path, metavar="DIR", help="move everything in a quarantine back")
     options = parser.parse_args(arguments)
-    if bool(options.folder) == bool(options.undo):
+    if not (options.folder or options.undo):
         parser.error("give FOLDER, or --undo DIR")
+    if options.undo and (options.json or options.quarantine):
+        parser.error("--undo goes with no other option")
+    if options.json not in (None, "-") and not _may_be_written(Path(options.json)):
+        parser.error(f"--json {printable(options.json)}: there is something else; give another name")
     if options.quarantine and options.quarantine.resolve().is_relative_to(options.folder.resolve()):
         parser.error("a quarantine inside FOLDER would be found again; give a folder outside it")
     return options
@@ -77,9 +94,18 @@ def _count(text: str) -> int:
 
 def _kinds(text: str) -> tuple[str, ...]:
     kinds = tuple(kind.strip() for kind in text.split(","))
-    if unknown := [kind for kind in kinds if kind not in KINDS]:
-        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: give kinds of {', '.join(KINDS)}")
+    movable = [kind for kind, (severity, _) in KINDS.items() if severity != UNDECIDED]
+    if unknown := [kind for kind in kinds if kind not in movable]:
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: give kinds of {', '.join(movable)}")
     return kinds
+
+
+def _may_be_written(path: Path) -> bool:
+    """Tell whether a file is not there yet, or holds the findings of an earlier run."""
+    if not path.is_file():
+        return not path.exists()  # no folder and no device
+    with open(path, "rb") as file:
+        return file.read(len(JSON_START)) in (b"", JSON_START)
 
 
 def _check(options: argparse.Namespace) -> ExitStatus:
@@ -96,14 +122,24 @@ def _check(options: argparse.Namespace) -> ExitStatus:
             on_progress=bar.update,
             on_total=expect,
         )
-    to_standard_output = options.json is not None and str(options.json) == "-"
-    _show(inspection, Console(stderr=to_standard_output))
-    if options.json:
-        print(inspection.to_json()) if to_standard_output else save(inspection, options.json)
+    # What took long is kept first; a full disk or a closed pipe then spoils nothing else.
+    moved = 0
+    try:
+        if options.json not in (None, "-"):
+            save(inspection, options.json)
+        if options.quarantine:
+            moved = quarantine(inspection, options.quarantine, options.kinds)
+    finally:
+        told = sys.stderr if options.json == "-" else sys.stdout
+        _show(inspection, Console(file=told, markup=False, emoji=False, highlight=False))
     if options.quarantine:
-        moved = quarantine(inspection, options.quarantine, options.kinds)
-        print(f"{moved:,} files moved to {options.quarantine}; --undo {options.quarantine} moves them back")
-    return ExitStatus.FOUND if inspection.of("error") else ExitStatus.FINE
+        to = printable(options.quarantine)
+        print(f"{moved:,} files moved to {to}; --undo {to} moves them back", file=told)
+    if options.json == "-":
+        print(inspection.to_json())
+    if inspection.of("error"):
+        return ExitStatus.FOUND
+    return ExitStatus.CANNOT if inspection.of(UNDECIDED) else ExitStatus.FINE
 
 
 def _show(inspection: Inspection, console: Console) -> None:
@@ -118,18 +154,17 @@ def _show(inspection: Inspection, console: Console) -> None:
             more = [f"… {len(found) - shown:,} more"] if len(found) > shown else []
             table.add_row(severity, f"{kind}: {text}", f"{len(found):,}", "\n".join(examples + more))
     if table.row_count:
-        console.print(table, markup=False)
+        console.print(table)
         console.print()
     counts = ", ".join(f"{len(inspection.of(severity)):,} {severity}s" for severity in ("error", "warning", "note"))
+    counts += f"; {undecided:,} files undecided" if (undecided := len(inspection.of(UNDECIDED))) else ""
     rate = f"{60 * inspection.files / max(inspection.seconds, 1e-9):,.0f} images/min"
     classes = f"{len(inspection.classes)} classes"
-    console.print(
-        f"{inspection.files:,} images of {classes}: {counts}; {inspection.seconds:.1f} s, {rate}", highlight=False
-    )
+    console.print(f"{inspection.files:,} images of {classes}: {counts}; {inspection.seconds:.1f} s, {rate}")
 
 
-def _undo(folder: Path) -> ExitStatus:
-    moved, faults = put_back(folder)
+def _undo(folder: Path, images: Path | None) -> ExitStatus:
+    moved, faults = put_back(folder, images)
     for fault in faults:
         print(printable(fault), file=sys.stderr)
     print(f"{moved:,} files moved back")
@@ -137,4 +172,4 @@ def _undo(folder: Path) -> ExitStatus:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

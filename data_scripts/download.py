@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO
+from urllib.parse import urljoin, urlsplit
 
 # Not pooch: it cannot go on with half a file, and 13 GB seldom come in one piece. Not urllib: it finds no certificates
 # in some installations of Python; requests brings its own, and JupyterLab needs it anyway.
@@ -26,7 +27,7 @@ import urllib3
 
 from helpers.files import naming, sha256_of
 
-__all__ = ["ArchiveError", "DownloadError", "fetch", "unpack"]
+__all__ = ["BROKEN", "ArchiveError", "DownloadError", "fetch", "unpack"]
 
 _ATTEMPTS = 8  # in a row that come less than _PROGRESS_BYTES farther
 _PROGRESS_BYTES = 1 << 20
@@ -34,6 +35,7 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0  # between attempts; doubled after ea
 _CONNECT_S, _SILENCE_S = 20.0, 60.0  # how long a server may take to answer, and then to send the next bytes
 _PIECE_BYTES = 1 << 18
 _PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP answers that may be others in a minute
+_MOST_TAR_HEADER_BYTES = 1 << 16  # of a long name and the like; tarfile holds each of them in memory, several times
 
 _Progress = Callable[[int], object]
 
@@ -89,8 +91,8 @@ def fetch(
     Raises
     ------
     DownloadError
-        If the server refuses, offers a file of another size, or fails too often in a row; if the finished file has
-        another hash, which is then removed.
+        If the server refuses, offers a file of another size, sends on from https to http, or fails too often in a row;
+        if the finished file has another hash, which is then removed.
     OSError
         If the disk is full. What is there stays, and the next call goes on with it.
     """
@@ -137,13 +139,25 @@ def _verified(url: str, path: Path, sha256: str | None) -> str:
     return found
 
 
+class _Session(requests.Session):
+    """Follows no redirection to where anybody on the way may read and change what comes."""
+
+    def get_redirect_target(self, response: requests.Response) -> str | None:
+        target = super().get_redirect_target(response)
+        is_safe = urlsplit(urljoin(response.url, target or "")).scheme == "https"
+        if target and not is_safe and urlsplit(response.url).scheme == "https":
+            raise DownloadError(f"{response.url}: sends on to {target}, which is not encrypted; give --mirror")
+        return target
+
+
 def _fetch_rest(url: str, path: Path, size_bytes: int, on_progress: _Progress | None) -> None:
     """Ask for what is missing, and append it; start anew where the server does."""
     have, version = _resumable(path)
     headers = {"Accept-Encoding": "identity"}
     if have:
         headers |= {"Range": f"bytes={have}-", "If-Range": version}
-    with requests.get(url, headers=headers, stream=True, timeout=(_CONNECT_S, _SILENCE_S)) as response:
+    timeout_s = (_CONNECT_S, _SILENCE_S)
+    with _Session() as session, session.get(url, headers=headers, stream=True, timeout=timeout_s) as response:
         _refuse_bad_answer(response, path)
         start, total = _range(response)
         if total not in (None, size_bytes):
@@ -223,14 +237,14 @@ def _append(response: requests.Response, path: Path, have: int, size_bytes: int,
 # ---- unpacking -------------------------------------------------------------------------------------------------------
 
 _Member = tuple[str, int, Callable[[], BinaryIO]]  # name, size in bytes, and what opens it
-_BROKEN = (
+BROKEN = (  # what may be raised while an archive is read that is broken
     zipfile.BadZipFile,
     tarfile.TarError,
     gzip.BadGzipFile,
     zlib.error,
     EOFError,
     RuntimeError,  # an encrypted member
-    UnicodeDecodeError,
+    ValueError,  # a text or a number that is none
 )
 
 
@@ -279,8 +293,11 @@ def unpack(
                     _write(archive, opened, folder / target)
                 if on_progress:
                     on_progress(1)
-    except (*_BROKEN, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # zipfile seeks to negative places
+    except ArchiveError:
+        raise
+    except (*BROKEN, OSError) as error:
+        # zipfile seeks to negative places
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL, errno.ENAMETOOLONG):
             raise
         raise ArchiveError(f"{archive}: a broken archive ({error or type(error).__name__})") from error
 
@@ -321,15 +338,30 @@ def _zip_members(archive: Path) -> Iterator[_Member]:
 def _tar_members(archive: Path, opened: Callable, max_bytes: int) -> Iterator[_Member]:
     with opened(archive, "rb") as file:
         stream = _Bounded(archive, file, max_bytes)
-        with tarfile.open(fileobj=stream, mode="r|") as tar:
+        with tarfile.open(fileobj=stream, mode="r|", tarinfo=_TarInfo) as tar:
             while (info := tar.next()) is not None:
                 if not (info.isreg() or info.isdir()):
                     raise ArchiveError(f"{archive}: {info.name!r} is a link or a device, not a file")
                 if info.isreg():
                     yield info.name, info.size, lambda info=info: tar.extractfile(info)
                 tar.members.clear()  # tarfile would keep all of them: 50 MB for 100,000 files
+                tar.pax_headers.clear()
         while stream.read(_PIECE_BYTES):
             pass  # gzip compares its checksum at the end of the file, behind the end of the tar
+
+
+class _TarInfo(tarfile.TarInfo):
+    """A member of a tar whose headers take little memory: a few KB unpack to a name or a map of holes of gigabytes."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type not in tarfile.REGULAR_TYPES and self.size > _MOST_TAR_HEADER_BYTES:
+            raise ArchiveError(f"a header of {self.size:,} bytes in the archive: not a data set")
+        return super()._proc_member(tar)
+
+    def _refuse_holes(self, *_: object) -> None:
+        raise ArchiveError("a file with holes in the archive: not a data set")
+
+    _proc_sparse = _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse_holes
 
 
 class _Bounded:

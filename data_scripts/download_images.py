@@ -4,13 +4,20 @@
     python data_scripts/download_images.py NAME [--to DIR] [--mirror URL] [--unlabelled]
 
 Licence and size are shown first. An interrupted download goes on when the same command is given again. The size of
-each archive is verified before it is unpacked, and its SHA-256 where one is published. DIR appears when it is complete,
-and not before. The lessons need none of this: `make_images.py` makes their images without a network.
+each archive is verified before it is unpacked, and its SHA-256 where one is published. Where none is, the first
+complete download is trusted, and its SHA-256 is kept in data_scripts/first_downloads.json: later ones must match, also
+on other machines that have this file. DIR appears when it is complete, and not before. The lessons need none of this:
+`make_images.py` makes their images without a network.
 
 A proxy and certificates are taken from HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY and REQUESTS_CA_BUNDLE.
 In sizes, 1 MB is 1,000,000 bytes, as disks are sold. Exit status: 0; 1 where the download fails or what came is not
 what it should be; 2 for what cannot be done, such as a full disk or a DIR that holds something else.
 """
+
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of the imports, which take a second
 
 import argparse
 import csv
@@ -24,21 +31,23 @@ import sys
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 import msgspec
 import requests
-from download import ArchiveError, DownloadError, fetch, unpack
+from download import BROKEN, ArchiveError, DownloadError, fetch, unpack
+from endings import run_command
 from tqdm import tqdm
 
-from helpers.files import ExitStatus, free_bytes, locked, printable, sha256_of
+from helpers.files import ExitStatus, free_bytes, locked, printable, sha256_of, tolerant_streams, write_whole
 from helpers.folders import IMAGE_SUFFIXES
 
 _SPARE_BYTES = 200_000_000  # must stay free on the disk
 _PROJECT_ROOT = Path(__file__).resolve().parents[1]
 _RECORD = "download_images.json"
+_FIRST_DOWNLOADS = Path(__file__).with_name("first_downloads.json")
 _UNPACKED, _LOCK = "unpacked", ".lock"
 _KAGGLE = "kaggle:"
 
@@ -177,6 +186,50 @@ DATASETS = {
     for dataset in msgspec.toml.decode(_TABLE.read_bytes(), type=dict[str, list[Dataset]])["dataset"]
 }
 
+# ---- hashes of the first downloads -----------------------------------------------------------------------------------
+
+
+def _first_hashes() -> dict[str, str]:
+    """Return the SHA-256 that was kept of each archive without a published one, by its address.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged.
+    """
+    if not _FIRST_DOWNLOADS.exists():
+        return {}
+    try:
+        return msgspec.json.decode(_FIRST_DOWNLOADS.read_bytes(), type=dict[str, str])
+    except msgspec.DecodeError as error:
+        raise ValueError(f"{_FIRST_DOWNLOADS}: damaged ({error}); restore it") from None
+
+
+def _refuse_another(archive: Archive, path: Path, found: str) -> None:
+    """Remove a file that is not the one of the first download, and raise DownloadError."""
+    first = archive.sha256 or _first_hashes().get(archive.url, found)
+    if first != found:
+        path.unlink()
+        raise DownloadError(
+            f"{archive.url}: the SHA-256 is {found}, and the first download had {first}; the file was removed. Either"
+            f" one of the two was changed on its way, or its source has a new one: if you know that it has, delete the"
+            f" line in {_FIRST_DOWNLOADS}, and give the same command again"
+        )
+
+
+def _keep_first_hashes(dataset: Dataset, hashes: list[str]) -> str:
+    """Keep what nobody publishes, and return a sentence about it."""
+    found = {one.url: sha256 for one, sha256 in zip(dataset.archives, hashes, strict=True) if not one.sha256}
+    kept = _first_hashes()
+    if found.items() <= kept.items():
+        return "the same as that of the first download"
+    try:
+        write_whole(_FIRST_DOWNLOADS, json.dumps(found | kept, indent=1, sort_keys=True) + "\n")
+    except OSError as error:
+        return f"not kept for later downloads ({printable(str(error))})"
+    return f"kept in {printable(_FIRST_DOWNLOADS)}: later downloads must match, on all machines that have this file"
+
+
 # ---- downloading -----------------------------------------------------------------------------------------------------
 
 
@@ -195,18 +248,22 @@ def download(dataset: Dataset, target: Path, mirror: str | None = None) -> None:
         raise ValueError(f"{target} is a whole disk; give a folder on it: --to {target / dataset.name}")
     with _workplace(target) as work:
         if _is_there(dataset, target):
-            print(f"{target}: there already")
+            print(f"{printable(target)}: there already")
         else:
             _refuse_full_disk(dataset, work)
             hashes = [_fetch(archive, work / archive.name, mirror) for archive in dataset.archives]
+            for archive, found in zip(dataset.archives, hashes, strict=True):
+                _refuse_another(archive, work / archive.name, found)
             tally = _unpack(dataset, work)
             _write_record(dataset, hashes, tally, work / _UNPACKED)
+            about_hashes = "" if dataset.is_hashed else _keep_first_hashes(dataset, hashes)
             if target.exists():
                 target.rmdir()  # it is empty; Windows would not rename over it
             (work / _UNPACKED).rename(target)
-            _report(dataset, hashes, tally)
+            _report(dataset, hashes, about_hashes, tally)
+        ours = {archive.name for known in DATASETS.values() for archive in known.archives}
         for leftover in work.iterdir():
-            if leftover.name != _LOCK:
+            if leftover.name.removesuffix(".version") in ours:
                 leftover.unlink()
 
 
@@ -228,9 +285,10 @@ def _workplace(target: Path) -> Iterator[Path]:
 def _is_there(dataset: Dataset, target: Path) -> bool:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
-    record = target / _RECORD
-    if record.exists() and json.loads(record.read_text(encoding="utf-8"))["name"] == dataset.name:
-        return True
+    with suppress(OSError, ValueError, RecursionError):
+        record = json.loads((target / _RECORD).read_bytes())
+        if isinstance(record, dict) and record.get("name") == dataset.name:
+            return True
     raise ValueError(f"{target} is there and is not {dataset.name}; give another folder: --to DIR")
 
 
@@ -265,7 +323,7 @@ def _fetch(archive: Archive, path: Path, mirror: str | None) -> str:
             archive.size_bytes,
             archive.sha256,
             on_progress=lambda have: bar.update(have - bar.n),
-            on_trouble=lambda text: bar.write(text, file=sys.stderr),
+            on_trouble=lambda text: bar.write(printable(text), file=sys.stderr),
         )
 
 
@@ -316,11 +374,11 @@ def _unpack(dataset: Dataset, work: Path) -> Counter:
             )
         if not dataset.is_hashed and tally.total() != dataset.images:
             raise ArchiveError(f"{tally.total():,} images, not {dataset.images:,}")
-    except (ArchiveError, LookupError, zipfile.BadZipFile) as error:
+    except (*BROKEN, LookupError, TypeError, csv.Error) as error:
         if not dataset.is_hashed:
             paths[0].unlink()
         remedy = "" if dataset.is_hashed else "; it was removed, and the same command downloads it anew"
-        raise ArchiveError(f"{dataset.name}: {error}{remedy}") from error
+        raise ArchiveError(f"{dataset.name}: {str(error) or type(error).__name__}{remedy}") from error
     return tally
 
 
@@ -356,20 +414,21 @@ def _write_record(dataset: Dataset, hashes: list[str], tally: Counter, folder: P
 
 def main(arguments: list[str] | None = None) -> int:
     """Download; return an `ExitStatus`, or 130 for an interruption."""
+    tolerant_streams()
     options = _parse(arguments)
     if options.list:
         print(_table())
         return ExitStatus.FINE
     target = options.to or _PROJECT_ROOT / "data" / options.dataset.name
     try:
-        _introduce(options.dataset, target)
+        _introduce(options.dataset, target, options.mirror)
         download(options.dataset, target, options.mirror)
         return ExitStatus.FINE
     except KeyboardInterrupt:
         print("\ndownload_images.py: stopped; the same command goes on", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
-        print(f"download_images.py: {printable(str(error))}", file=sys.stderr)
+        print("download_images.py:", "\n".join(map(printable, str(error).splitlines())), file=sys.stderr)
         of_the_network = isinstance(error, (ArchiveError, DownloadError, requests.RequestException))
         return ExitStatus.FOUND if of_the_network else ExitStatus.CANNOT
 
@@ -419,20 +478,26 @@ def _table() -> str:
     return "\n".join(lines)
 
 
-def _introduce(dataset: Dataset, target: Path) -> None:
+def _introduce(dataset: Dataset, target: Path, mirror: str | None) -> None:
     classes = f"{dataset.classes} classes" if dataset.classes else "without labels"
     print(f"{dataset.title}: {dataset.images:,} images, {classes}")
     print(f"licence: {dataset.licence}; {dataset.licence_url}")
-    print(f"to download: {dataset.download_bytes / 1e6:,.0f} MB; then on the disk, in {target}: about as much")
+    megabytes = f"{dataset.download_bytes / 1e6:,.0f} MB"
+    print(f"to download: {megabytes}; then on the disk, in {printable(target)}: about as much")
+    for archive in dataset.archives:
+        if not archive.sha256:
+            first = "" if archive.url in _first_hashes() else ", and no earlier download to compare with"
+            risk = f"; {printable(mirror)} is not encrypted" if mirror and mirror.startswith("http:") else ""
+            print(f"not verified: there is no published hash of {archive.name}{first}{risk}")
     print(dataset.note, end="\n" if dataset.note else "", flush=True)
 
 
-def _report(dataset: Dataset, hashes: list[str], tally: Counter) -> None:
+def _report(dataset: Dataset, hashes: list[str], about_hashes: str, tally: Counter) -> None:
     for archive, found in zip(dataset.archives, hashes, strict=True):
         if not archive.sha256:
-            print(f"{archive.name}: no hash is published to compare with; its SHA-256 is {found}")
+            print(f"{archive.name}: no hash is published to compare with; its SHA-256 is {found}, {about_hashes}")
     print(f"{tally['images']:,} images" + (f", {tally['left out']:,} left out" if tally["left out"] else ""))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

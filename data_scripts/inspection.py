@@ -1,7 +1,8 @@
 """Look into every file of a folder of images: what cannot be used, what is not what it seems, what is there twice.
 
 Called by `data_scripts/check_images.py`. Each file is decoded by OpenCV and by TensorFlow, the two decoders of the
-course's pipelines, in a watched child process: a file that crashes a decoder, hangs it or eats all memory is a finding.
+course's pipelines, in a watched child process: a file that crashes a decoder or hangs it is a finding. Too little
+memory on this machine, or a disk that does not answer, says nothing about a file: such a file is undecided.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import signal
 import stat
 import tempfile
 import threading
@@ -27,21 +29,22 @@ import numpy as np
 from PIL import Image
 
 from helpers.files import usable_cores, write_whole
-from helpers.images import decode_image
+from helpers.images import MAX_FILE_BYTES, decode_image, read_file
 from helpers.listing import IMAGE_SUFFIXES
-from helpers.sandbox import report, run
+from helpers.sandbox import ChildResult, Outcome, report, run
 
-__all__ = ["KINDS", "Finding", "Inspection", "inspect_folder", "save"]
+__all__ = ["JSON_START", "KINDS", "UNDECIDED", "Finding", "Inspection", "inspect_folder", "save"]
 
-ERROR, WARNING, NOTE = "error", "warning", "note"
+ERROR, UNDECIDED, WARNING, NOTE = "error", "undecided", "warning", "note"
 KINDS = {
     "unreadable": (ERROR, "cannot be read"),
     "empty": (ERROR, "no bytes at all"),
     "truncated": (ERROR, "ends too early"),
     "undecodable": (ERROR, "a decoder refuses it"),
-    "too large": (ERROR, "more pixels than --max-pixels; not decoded"),
-    "deadly": (ERROR, "crashes or hangs a decoder, or eats all memory"),
+    "too large": (ERROR, f"more pixels than --max-pixels, or more than {MAX_FILE_BYTES >> 20} MiB; not decoded"),
+    "deadly": (ERROR, "crashes or hangs a decoder"),
     "two labels": (ERROR, "the same content in two classes"),
+    "undecided": (UNDECIDED, "this machine could not tell: too little memory, or a disk that does not answer"),
     "misnamed": (WARNING, "another format than its name says"),
     "cmyk": (WARNING, "colours for print; decoders convert them differently"),
     "16-bit": (WARNING, "more than 8 bits a channel; the rest is dropped"),
@@ -54,11 +57,16 @@ KINDS = {
     "grayscale": (NOTE, "gray; decoded to three equal channels"),
     "not looked at": (NOTE, "no image by its name"),
 }
+JSON_START = b'{\n "folder": '  # of what `Inspection.to_json` gives
 _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WEBP"}
 _DISAGREE_LEVELS = 6.0  # mean difference, of 255; two correct JPEG decoders differ by one or two
 _ORIENTATION = 0x0112
-_SILENCE_S = 60.0  # without a finished file, a decoder hangs
+_SILENCE_S = 60.0  # for which a single file may be read, and then decoded
 _CHUNK_TIMEOUT_S = 24 * 3600.0
+_OF_THE_FILE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG}
+_CRASHES = {getattr(signal, name, None) for name in ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGTRAP")}
+_MOST_BYTES_PER_PIXEL = 12  # that decoders hold: of a progressive JPEG the pixels and all frequencies
+_MOST_STALLS = 3  # files that a disk does not deliver, before no other is tried
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,10 @@ class Finding:
 
     @property
     def severity(self) -> str:
-        """``error`` for what ends a training or spoils it, ``warning`` for what surprises, ``note`` for the rest."""
+        """``error`` for what ends a training or spoils it, ``warning`` for what surprises, ``note`` for the rest.
+
+        ``undecided`` for a file that could not be looked into on this machine.
+        """
         return KINDS[self.kind][0]
 
 
@@ -151,12 +162,14 @@ def inspect_folder(
     on_progress, on_total : callable
         Told how many files have just been looked into, and before, how many there are.
     silence_s : float
-        So long a single file may take, in seconds.
+        How long a single file may take to be read, and then to be decoded, in seconds.
 
     Raises
     ------
     FileNotFoundError, NotADirectoryError
         If there is no such folder.
+    ValueError, RuntimeError
+        If this machine cannot look into a single file.
     """
     started = time.monotonic()
     folder = Path(folder)
@@ -168,7 +181,8 @@ def inspect_folder(
     findings = [*faults, *others]
     findings += [Finding(path, kind, detail) for path, look in looks.items() for kind, detail in look["findings"]]
     unusable = {one.path for one in findings if one.severity == ERROR}
-    findings += _duplicates({path: look["sha256"] for path, look in looks.items() if path not in unusable})
+    hashes = {path: look["sha256"] for path, look in looks.items() if path not in unusable and look["sha256"]}
+    findings += _duplicates(hashes)
     classes = Counter(_class_of(path) for path in looks if path not in unusable)
     for name in {_class_of(path) for path in looks} - {""}:
         if classes[name] < min_per_class:
@@ -204,19 +218,47 @@ def _looks(
 ) -> dict[str, dict]:
     """Return what was seen in each file. A child that dies is followed by one for each file that it had in hand."""
     looks: dict[str, dict] = {}
-    left = paths
-    while left:
-        suspects, how = _look_in_a_child(folder, left, max_pixels, on_progress, silence_s, looks)
-        for path in suspects:
-            _, alone = _look_in_a_child(folder, [path], max_pixels, on_progress, silence_s, looks)
-            if path not in looks:
-                looks[path] = {"findings": [("deadly", alone)], "sha256": None}
-                on_progress(1)
-        still = [path for path in left if path not in looks]
-        if len(still) == len(left):
-            raise RuntimeError(f"looking at {folder} came to nothing: {how}")
+    left, stalls, stop = paths, 0, ""
+    while left and not stop:
+        try:
+            suspects, how = _look_in_a_child(folder, left, max_pixels, on_progress, silence_s, looks)
+            for path in suspects:
+                _, alone = _look_in_a_child(folder, [path], max_pixels, on_progress, silence_s, looks)
+                if path not in looks:
+                    looks[path] = {"findings": [alone], "sha256": None}
+                    on_progress(1)
+                    stalls += alone == _STALLED
+                    if stalls == _MOST_STALLS:
+                        stop = f"not tried: the disk did not deliver {stalls} other files"
+                        break
+            still = [path for path in left if path not in looks]
+            if len(still) == len(left):
+                raise RuntimeError(f"looking at {folder} came to nothing: {how[1]}")
+        except (ValueError, RuntimeError) as error:  # no child can work here, or no longer
+            if not looks:
+                raise
+            stop, still = str(error), [path for path in left if path not in looks]
         left = still
+    for path in left:
+        looks[path] = {"findings": [("undecided", stop)], "sha256": None}
+        on_progress(1)
     return {path: looks[path] for path in paths}
+
+
+_STALLED = ("undecided", "the disk did not deliver it")
+
+
+def _verdict(result: ChildResult) -> tuple[str, str]:
+    """Return what the end of a child that looked at a single file says about it, as (kind, detail)."""
+    how = f"{result.outcome}: {result.error}"
+    if result.exit_code == errno.ETIMEDOUT:
+        return _STALLED
+    if result.exit_code == errno.ETIME:
+        return "deadly", "hangs a decoder"
+    is_by_itself = result.exit_code is not None and (result.exit_code > 0 or -result.exit_code in _CRASHES)
+    if result.outcome == Outcome.KILLED and is_by_itself:
+        return "deadly", how
+    return "undecided", how  # out of memory, or killed from outside, as by the kernel where memory ends
 
 
 def _look_in_a_child(
@@ -226,8 +268,8 @@ def _look_in_a_child(
     on_progress: Callable[[int], object],
     silence_s: float,
     looks: dict[str, dict],
-) -> tuple[list[str], str]:
-    """Add to `looks`; return the files that the child had in hand when it ended too early, and how it ended."""
+) -> tuple[list[str], tuple[str, str]]:
+    """Add to `looks`; return the files that the child had in hand when it ended too early, and its `_verdict`."""
     with tempfile.TemporaryDirectory(prefix="inspection-") as place:
         notes = os.path.join(place, "notes.jsonl")
         Path(notes).touch()
@@ -250,7 +292,7 @@ def _look_in_a_child(
                 else:
                     looks[paths[number]] = look
         suspects = [paths[number] for number in sorted(begun) if paths[number] not in looks]
-        return suspects, f"{result.outcome}: {result.error}"
+        return suspects, _verdict(result)
 
 
 def _watch(notes: str, done: threading.Event, on_progress: Callable[[int], object]) -> None:
@@ -274,20 +316,24 @@ def _look_at_all(folder: str, paths: list[str], notes: str, max_pixels: int, sil
     tf.config.threading.set_intra_op_parallelism_threads(1)
     Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is looked after here
     lock = threading.Lock()
-    in_hand: dict[int, float] = {}
+    in_hand: dict[int, tuple[float, int]] = {}  # since when, and the exit code where it takes too long
     with open(notes, "ab", buffering=0) as file:
 
         def note(number: int, look: dict | None) -> None:
             with lock:
                 file.write(json.dumps([number, look], separators=(",", ":")).encode() + b"\n")
                 if look is None:
-                    in_hand[number] = time.monotonic()
+                    in_hand[number] = time.monotonic(), errno.ETIMEDOUT
                 else:
                     in_hand.pop(number, None)
 
         def work(number: int) -> None:
+            def decode() -> None:
+                with lock:
+                    in_hand[number] = time.monotonic(), errno.ETIME
+
             note(number, None)
-            note(number, _look_at(os.path.join(folder, paths[number]), max_pixels))
+            note(number, _look_at(os.path.join(folder, paths[number]), max_pixels, decode))
 
         ended = threading.Event()
         guard = threading.Thread(target=_end_when_silent, args=(in_hand, lock, silence_s, ended), daemon=True)
@@ -299,28 +345,45 @@ def _look_at_all(folder: str, paths: list[str], notes: str, max_pixels: int, sil
     report("done")
 
 
-def _end_when_silent(in_hand: dict[int, float], lock: threading.Lock, silence_s: float, ended: threading.Event) -> None:
+def _end_when_silent(
+    in_hand: dict[int, tuple[float, int]], lock: threading.Lock, silence_s: float, ended: threading.Event
+) -> None:
     while not ended.wait(min(1.0, silence_s / 4)):
         with lock:
-            oldest = min(in_hand.values(), default=time.monotonic())
-        if time.monotonic() - oldest > silence_s:
-            os._exit(errno.ETIME)
+            since, exit_code = min(in_hand.values(), default=(time.monotonic(), 0))
+        if time.monotonic() - since > silence_s:
+            os._exit(exit_code)
 
 
-def _look_at(path: str, max_pixels: int) -> dict:
-    """Return the hash of a file and what is wrong with it, as (kind, detail)."""
+def _look_at(path: str, max_pixels: int, on_read: Callable[[], object] = lambda: None) -> dict:
+    """Return the hash of a file and what is wrong with it, as (kind, detail).
+
+    Raises
+    ------
+    MemoryError, cv2.error, tensorflow.errors.ResourceExhaustedError
+        If there is too little memory.
+    """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
             return {"findings": [("unreadable", "no regular file")], "sha256": None}
-        with open(path, "rb") as file:
-            data = file.read()
+        if found.st_size > MAX_FILE_BYTES:
+            return {"findings": [("too large", f"{found.st_size:,} bytes")], "sha256": None}
+        data = read_file(path)
     except OSError as error:
-        return {"findings": [("unreadable", error.strerror or str(error))], "sha256": None}
+        kind = "unreadable" if error.errno in _OF_THE_FILE else "undecided"
+        return {"findings": [(kind, error.strerror or str(error))], "sha256": None}
+    on_read()
     if not data:
         return {"findings": [("empty", "0 bytes")], "sha256": None}
-    findings, is_safe = _header_findings(data, path, max_pixels)
-    if is_safe:
-        findings += _pixel_findings(data, path)
+    try:
+        findings, is_safe = _header_findings(data, path, max_pixels)
+        if is_safe:
+            findings += _pixel_findings(data, path)
+    except Exception as error:  # whatever a library makes of a hostile file
+        if isinstance(error, (MemoryError, cv2.error)) or type(error).__name__ == "ResourceExhaustedError":
+            raise
+        findings = [("undecodable", f"{type(error).__name__}: {error}")]
     return {"findings": findings, "sha256": hashlib.sha256(data).hexdigest()}
 
 
@@ -330,6 +393,8 @@ def _header_findings(data: bytes, path: str, max_pixels: int) -> tuple[list[tupl
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data))
+    except MemoryError:
+        raise
     except Exception:  # whatever a library makes of a hostile header
         is_known = _is_known(data)
         return ([] if is_known else [("undecodable", f"no image; begins with {data[:12]!r}")]), is_known
@@ -361,6 +426,8 @@ def _orientation(image: Image.Image) -> int:
         return 1  # Pillow would decode the whole picture to look for it
     try:
         return image.getexif().get(_ORIENTATION, 1)
+    except MemoryError:
+        raise
     except Exception:  # a damaged header that no decoder needs
         return 1
 
@@ -376,23 +443,36 @@ def _pixel_findings(data: bytes, path: str) -> list[tuple[str, str]]:
 
     try:
         ours = decode_image(data, path)
-    except (ValueError, cv2.error) as error:
+    except ValueError as error:
+        _require_memory(data)
         text = str(error).removeprefix(path).lstrip(": ")
         return [("truncated" if "truncated" in text else "undecodable", text.partition(";")[0])]
     if data[8:12] == b"WEBP":
         return []  # TensorFlow has no decoder for it that `decode_image` uses
+    shape, step = ours.shape, max(1, int((ours.shape[0] * ours.shape[1] / 100_000) ** 0.5))
+    ours = ours[::step, ::step].astype(np.int16)  # so that a large picture is in memory once
     try:
         theirs = tf.io.decode_image(data, channels=3, expand_animations=False).numpy()
+    except tf.errors.ResourceExhaustedError:
+        raise
     except tf.errors.OpError as error:
+        _require_memory(data)
         text = " ".join(error.message.split("}} ")[-1].split(" [Op:")[0].split())
         is_cut = any(word in text.lower() for word in ("premature", "truncated", "end of"))
         return [("truncated" if is_cut else "undecodable", f"OpenCV decodes it, TensorFlow does not: {text[:80]}")]
-    if ours.shape != theirs.shape:
-        return [("decoders disagree", f"OpenCV {ours.shape[:2]}, TensorFlow {theirs.shape[:2]} (height, width)")]
-    step = max(1, int((ours.shape[0] * ours.shape[1] / 100_000) ** 0.5))
-    some = ours[::step, ::step].astype(np.int16), theirs[::step, ::step].astype(np.int16)
-    levels = float(np.abs(some[0] - some[1]).mean())
+    if shape != theirs.shape:
+        return [("decoders disagree", f"OpenCV {shape[:2]}, TensorFlow {theirs.shape[:2]} (height, width)")]
+    levels = float(np.abs(ours - theirs[::step, ::step].astype(np.int16)).mean())
     return [("decoders disagree", f"by {levels:.0f} levels on average")] if levels > _DISAGREE_LEVELS else []
+
+
+def _require_memory(data: bytes) -> None:
+    """Raise MemoryError where a decoder may have failed for want of memory: many do not say so."""
+    try:
+        width, height = Image.open(io.BytesIO(data)).size
+    except OSError:
+        return
+    np.empty(_MOST_BYTES_PER_PIXEL * width * height, np.uint8)  # takes no memory until it is written
 
 
 def _duplicates(hashes: dict[str, str]) -> Iterator[Finding]:

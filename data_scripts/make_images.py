@@ -9,6 +9,11 @@ Files are ``<folder>/<class name>/<number>.jpg``; `rendering.py` draws them. Ima
 In file sizes, 1 KB is 1,000 bytes and 1 MB is 1,000,000 bytes, as disks are sold.
 """
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of the imports, which take a second
+
 import argparse
 import contextlib
 import json
@@ -19,11 +24,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from endings import run_command
 from rendering import CLASS_NAMES, complete_bytes, make_image
 from tqdm import tqdm
 from worker_processes import in_processes
 
-from helpers.files import free_bytes, locked, usable_cores, write_whole
+from helpers.files import free_bytes, locked, printable, tolerant_streams, usable_cores, write_whole
 
 FORMAT_VERSION = 1  # raise it whenever the same seed no longer gives the same images
 MEAN_KB = 125  # measured: mean of the first 2,000 images of seed 0, in KB per image
@@ -65,7 +71,7 @@ def make_images(count: int, folder: Path, seed: int = 0, workers: int | None = N
     already, made, total_bytes = count - len(jobs), 0, sum(sizes)
     if progress:
         there = f"; {already:,} are there already" if already else ""
-        print(f"{count:,} images, about {count * MEAN_KB / 1e3:,.0f} MB, in {folder}{there}", flush=True)
+        print(f"{count:,} images, about {count * MEAN_KB / 1e3:,.0f} MB, in {printable(folder)}{there}", flush=True)
     _check_room(folder, len(jobs))
     with contextlib.ExitStack() as stack:
         if not stack.enter_context(_joined(folder, seed)):
@@ -141,7 +147,7 @@ def _shown(results: Iterator[tuple[bool, int]], count: int, already: int) -> Ite
 
 class _OneLineParser(argparse.ArgumentParser):
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: {message}; see --help\n")
+        self.exit(2, f"{self.prog}: {printable(message)}; see --help\n")
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -174,6 +180,7 @@ def _check_arguments(options: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return 0 done, 1 no room or failed, 2 refused, 130 stopped by Ctrl-C."""
+    tolerant_streams()
     options = _parse(arguments)
     try:
         _check_arguments(options)
@@ -187,10 +194,10 @@ def main(arguments: list[str] | None = None) -> int:
         message, code = f"{error.filename or options.to}: {error.strerror}", 1
     except RuntimeError as error:
         message, code = str(error), 1
-    print(f"make_images.py: {message}", file=sys.stderr)
+    print(f"make_images.py: {printable(message)}", file=sys.stderr)
     return code
 
 
 if __name__ == "__main__":
     os.environ["OMP_NUM_THREADS"] = "1"  # of NumPy in each worker: there is one for each core
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -6,6 +6,11 @@ They are drawn from a fixed seed and belong to nobody. A picture is a square PNG
 otherwise. Called by lesson 09; ``python -m helpers.style`` learns from them or from any other picture.
 """
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of the imports, which take a second
+
 import argparse
 import sys
 from collections.abc import Callable
@@ -13,8 +18,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from endings import run_command
 
-from helpers.files import ExitStatus
+from helpers.files import ExitStatus, printable, tolerant_streams
 from helpers.style.pictures import save_picture
 
 __all__ = ["STYLES", "make_styles"]
@@ -149,6 +155,7 @@ def make_styles(folder: str | Path, *, size: int = DEFAULT_SIZE_PX) -> list[Path
 
 def main(arguments: list[str] | None = None) -> ExitStatus:
     """Run the command line."""
+    tolerant_streams()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--to", type=Path, metavar="DIR", default=DEFAULT_FOLDER, help="default: data/styles")
     parser.add_argument("--size", type=int, metavar="PX", default=DEFAULT_SIZE_PX, help="sides (default: 512)")
@@ -156,11 +163,11 @@ def main(arguments: list[str] | None = None) -> ExitStatus:
     try:
         paths = make_styles(options.to, size=options.size)
     except (ValueError, OSError) as error:
-        print(f"make_styles.py: {error}", file=sys.stderr)
+        print(f"make_styles.py: {printable(str(error))}", file=sys.stderr)
         return ExitStatus.CANNOT
-    print(f"{', '.join(path.stem for path in paths)}: in {options.to}")
+    print(f"{', '.join(path.stem for path in paths)}: in {printable(options.to)}")
     return ExitStatus.FINE
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -237,14 +237,14 @@ def killed_look_at_all(folder, paths, notes, max_pixels, silence_s):
     inspection._pixel_findings = lambda data, path: []
     real, fuse = inspection._look_at, Path(folder).with_name("fuse")
 
-    def look(path, max_pixels):
+    def look(path, *rest):
         if path.endswith("bad.png"):
             with contextlib.suppress(FileNotFoundError):  # it has burnt
                 spent = fuse.rename(fuse.with_name("spent"))
                 victims = {"worker": os.getpid(), "supervisor": os.getppid(), "command": int(spent.read_text())}
                 fuse.with_name("pids").write_text(f"{os.getpid()} {os.getppid()}")
                 os.kill(victims[fuse.with_name("victim").read_text()], signal.SIGKILL)
-        return real(path, max_pixels)
+        return real(path, *rest)
 
     inspection._look_at = look
     REAL_LOOK_AT_ALL(folder, paths, notes, max_pixels, silence_s)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import functools
 import importlib.util
 import io
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -165,20 +168,24 @@ def test_decoders_that_disagree(tmp_path, monkeypatch):
 
 
 def crash_on(name: str, how) -> None:
-    """Make the look at one file end the process; runs in the child, through the function that is sent there."""
-    real = module._look_at
+    """Make decoding one file end the process; runs in the child, through the function that is sent there."""
+    real = module._pixel_findings
 
-    def look(path, max_pixels):
+    def decode(data, path):
         if path.endswith(name):
             how()
-        return real(path, max_pixels)
+        return real(data, path)
 
-    module._look_at = look
+    module._pixel_findings = decode
+
+
+def without_tensorflow():
+    sys.modules["tensorflow"] = types.SimpleNamespace(config=unittest.mock.MagicMock())  # it takes long to import
+    module._pixel_findings = lambda data, path: []
 
 
 def deadly_look_at_all(folder, paths, notes, max_pixels, silence_s):
-    sys.modules["tensorflow"] = types.SimpleNamespace(config=unittest.mock.MagicMock())  # it takes long to import
-    module._pixel_findings = lambda data, path: []
+    without_tensorflow()
     crash_on("0003.jpg", lambda: ctypes.string_at(0))
     crash_on("0006.jpg", lambda: time.sleep(600))
     module_look_at_all(folder, paths, notes, max_pixels, silence_s)
@@ -195,6 +202,73 @@ def test_a_file_that_crashes_or_hangs_a_decoder_is_a_finding(tmp_path, monkeypat
     assert [(one.path, one.kind) for one in found.findings] == [("a/0003.jpg", "deadly"), ("a/0006.jpg", "deadly")]
     assert sum(progress) == 12
     assert found.classes == {"a": 10}
+
+
+def hungry_look_at_all(folder, paths, notes, max_pixels, silence_s):
+    without_tensorflow()
+    crash_on("0003.jpg", lambda: np.ones(1 << 30, np.uint8))
+    crash_on("0005.jpg", lambda: os.kill(os.getpid(), signal.SIGKILL))  # as the kernel does where memory ends
+    crash_on("0007.jpg", lambda: bytes(1 << 50))
+    module_look_at_all(folder, paths, notes, max_pixels, silence_s)
+
+
+def test_too_little_memory_is_no_finding_about_a_file(tmp_path, monkeypatch):
+    write_images(tmp_path / "set", 10, class_names=("a",))
+    before = tree(tmp_path / "set")
+    monkeypatch.setattr(module, "_look_at_all", hungry_look_at_all)
+    monkeypatch.setattr(module, "run", functools.partial(module.run, memory_budget=400))
+    found = inspect_folder(tmp_path / "set", min_per_class=1)
+    assert [(one.path, one.kind) for one in found.findings] == [(f"a/000{n}.jpg", "undecided") for n in (3, 5, 7)]
+    assert "budget 400 MiB" in found.findings[0].detail and not found.of("error")
+    assert quarantine(found, tmp_path / "away", list(module.KINDS)) == 0
+    assert tree(tmp_path / "set") == before
+
+
+def stalled_look_at_all(folder, paths, notes, max_pixels, silence_s):
+    without_tensorflow()
+    real = module.read_file
+    module.read_file = lambda path: time.sleep(600) if path.endswith(("5.jpg", "6.jpg", "7.jpg")) else real(path)
+    module_look_at_all(folder, paths, notes, max_pixels, silence_s)
+
+
+def test_a_disk_that_does_not_answer_is_left_after_a_few_files(tmp_path, monkeypatch):
+    write_images(tmp_path, 40, class_names=("a",))
+    monkeypatch.setattr(module, "_look_at_all", stalled_look_at_all)
+    progress = []
+    found = inspect_folder(tmp_path, min_per_class=1, on_progress=progress.append, silence_s=1.0)
+    assert {one.kind for one in found.findings} == {"undecided"} and sum(progress) == 40
+    details = {one.path: one.detail for one in found.findings}
+    stalled = [path for path, detail in details.items() if detail == "the disk did not deliver it"]
+    assert stalled == ["a/0005.jpg", "a/0006.jpg", "a/0007.jpg"]
+    assert all("not tried" in details[f"a/00{n}{m}.jpg"] for n in (1, 2, 3) for m in (5, 6, 7))
+
+
+def test_an_error_of_the_disk_is_no_finding_about_a_file(tmp_path, monkeypatch):
+    (tmp_path / "1.jpg").write_bytes(b"x")
+    for code, kind in ((errno.EIO, "undecided"), (errno.ENOMEM, "undecided"), (errno.EACCES, "unreadable")):
+        monkeypatch.setattr(module, "read_file", unittest.mock.Mock(side_effect=OSError(code, os.strerror(code))))
+        assert module._look_at(str(tmp_path / "1.jpg"), 10) == {"findings": [(kind, os.strerror(code))], "sha256": None}
+
+
+def test_a_file_larger_than_any_image_is_not_read(tmp_path):
+    with open(tmp_path / "1.jpg", "wb") as file:
+        file.truncate(1 << 40)
+    assert module._look_at(str(tmp_path / "1.jpg"), 10)["findings"] == [("too large", "1,099,511,627,776 bytes")]
+
+
+def test_what_the_others_saw_is_kept_where_no_child_works_any_more(tmp_path, monkeypatch):
+    write_images(tmp_path, 4, class_names=("a",))
+
+    def look(folder, paths, max_pixels, on_progress, silence_s, looks):
+        if looks:
+            raise ValueError("this machine can spare only 64 MiB")
+        looks[paths[0]] = {"findings": [("empty", "0 bytes")], "sha256": None}
+        return [], ("undecided", "out of memory")
+
+    monkeypatch.setattr(module, "_look_in_a_child", look)
+    found = inspect_folder(tmp_path, min_per_class=1)
+    assert [one.kind for one in found.findings] == ["empty", "undecided", "undecided", "undecided"]
+    assert "only 64 MiB" in found.findings[1].detail
 
 
 def test_progress(inspection, progress):
@@ -283,6 +357,76 @@ def test_a_quarantine_that_is_interrupted_can_be_undone(looking_here, small, tmp
     assert tree(small) == before
 
 
+@pytest.fixture
+def undone(looking_here, small, tmp_path):
+    """A quarantine of two files, and what was there before."""
+    before = tree(small)
+    quarantine(inspect_folder(small, min_per_class=1), tmp_path / "away", ["empty"])
+    return before
+
+
+@pytest.mark.parametrize("name", ["aside", "deep/down/aside"])
+def test_a_quarantine_that_was_renamed_can_be_undone(undone, small, tmp_path, name):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "away").rename(tmp_path / name)
+    assert put_back(tmp_path / name) == (2, [])
+    assert tree(small) == undone and not (tmp_path / name / "quarantine.jsonl").exists()
+
+
+def test_a_tree_that_was_moved_can_be_undone(undone, small, tmp_path, monkeypatch):
+    (tmp_path / "new").mkdir()
+    for name in ("set", "away"):
+        (tmp_path / name).rename(tmp_path / "new" / name)
+    monkeypatch.chdir(tmp_path / "new" / "away")
+    assert put_back(".") == (2, [])
+    assert tree(tmp_path / "new" / "set") == undone
+
+
+def test_images_that_moved_by_themselves_are_asked_for(undone, small, tmp_path, capsys):
+    small.rename(tmp_path / "elsewhere")
+    log = (tmp_path / "away" / "quarantine.jsonl").read_bytes()
+    script = load_script()
+    assert script.main(["--undo", str(tmp_path / "away")]) == 1
+    output, errors = capsys.readouterr()
+    assert output == "0 files moved back\n" and f"2 files came from {small}" in errors
+    assert (tmp_path / "away" / "quarantine.jsonl").read_bytes() == log
+    assert script.main([str(tmp_path / "nowhere"), "--undo", str(tmp_path / "away")]) == 2
+    assert script.main([str(tmp_path / "elsewhere"), "--undo", str(tmp_path / "away")]) == 0
+    assert tree(tmp_path / "elsewhere") == undone
+
+
+def test_of_two_folders_that_may_be_meant_none_is_taken(undone, small, tmp_path):
+    shutil.copytree(tmp_path / "set", tmp_path / "copy" / "set")
+    shutil.copytree(tmp_path / "away", tmp_path / "copy" / "away")
+    moved, faults = put_back(tmp_path / "copy" / "away")
+    assert moved == 0 and len(faults) == 1
+    quarantine(inspect_folder(tmp_path / "copy" / "set"), tmp_path / "copy" / "away", ["empty"])  # it changes nothing
+    assert put_back(tmp_path / "copy" / "away", tmp_path / "copy" / "set") == (2, [])
+    assert tree(tmp_path / "copy" / "set") == undone and len(tree(small)) == 6
+
+
+def test_lines_that_cannot_be_followed_stay_in_the_log(undone, small, tmp_path):
+    log = tmp_path / "away" / "quarantine.jsonl"
+    log.write_bytes(log.read_bytes() + b'{}\nrubbish\n{"from": 3, "to": []}\n{"torn')
+    (tmp_path / "away" / "b" / "bad.jpg").unlink()
+    moved, faults = put_back(tmp_path / "away")
+    assert moved == 1 and len(faults) == 4
+    assert len(log.read_bytes().splitlines()) == 4
+    quarantine(inspect_folder(small, min_per_class=1), tmp_path / "away", ["empty"])
+    moved, faults = put_back(tmp_path / "away")
+    assert moved == 1 and len(faults) == 4
+
+
+def test_a_log_of_an_earlier_version(small, tmp_path):
+    log = tmp_path / "away" / "quarantine.jsonl"
+    (tmp_path / "away" / "a").mkdir(parents=True)
+    bad, away = small / "a" / "bad.jpg", tmp_path / "away" / "a" / "bad.jpg"
+    bad.rename(away)
+    log.write_text(json.dumps({"from": str(bad), "to": str(away), "why": "empty"}) + "\n")
+    assert put_back(tmp_path / "away") == (1, [])
+    assert bad.exists()
+
+
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -304,7 +448,17 @@ def test_the_command(looking_here, folder, small, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["x", "--undo", "y"], ["x", "--kinds", "ugly"], ["x", "--max-pixels", "-1"], ["x", "--quarantine", "x/y"]],
+    [
+        [],
+        ["--undo", "y", "--json", "z"],
+        ["x", "--kinds", "ugly"],
+        ["x", "--kinds", "undecided"],
+        ["x", "--max-pixels", "-1"],
+        ["x", "--quarantine", "x/y"],
+        ["x", "--json", "."],
+        ["x", "--json", __file__],
+        ["x", "--json", os.devnull],
+    ],
 )
 def test_arguments_that_make_no_sense(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
@@ -336,3 +490,106 @@ def test_a_label_in_doubt_is_not_moved_unless_asked_for(looking_here, tmp_path, 
     assert second.exists()
     assert load_script().main([*arguments, "--kinds", "two labels"]) == 1
     assert not second.exists() and first.exists()
+
+
+def test_an_undecided_file_is_reported_apart(looking_here, tmp_path, monkeypatch, capsys):
+    write_images(tmp_path / "set", 4, class_names=("a", "b"))
+    monkeypatch.setattr(module, "read_file", unittest.mock.Mock(side_effect=OSError(errno.EIO, "Input/output error")))
+    arguments = [str(tmp_path / "set"), "--min-per-class", "1", "--quarantine", str(tmp_path / "away")]
+    assert load_script().main(arguments) == 2
+    output = capsys.readouterr().out
+    assert "0 errors, 0 warnings, 0 notes; 4 files undecided" in output and "0 files moved" in output
+    (tmp_path / "set" / "a" / "gone.jpg").symlink_to("/nowhere")
+    assert load_script().main(arguments) == 1
+
+
+NAMES = ("写真.jpg", "a[b]b.jpg", "a[/b].jpg", ":cat:.jpg", "\x1b[31mred\x1b[2J.jpg", "two\nlines.jpg", "\udcff.jpg")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii", "utf-8"])
+def test_no_name_stops_the_command_or_steers_the_terminal(looking_here, tmp_path, monkeypatch, encoding):
+    (tmp_path / "set").mkdir()
+    for name in NAMES:
+        (tmp_path / "set" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "set" / name).touch()
+    output = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
+    errors = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
+    monkeypatch.setattr(sys, "stdout", output)
+    monkeypatch.setattr(sys, "stderr", errors)
+    monkeypatch.setenv("COLUMNS", "200")
+    away = tmp_path / "写\x1b"
+    arguments = [str(tmp_path / "set"), "--json", str(tmp_path / "found.json"), "--quarantine", str(away)]
+    assert load_script().main([*arguments, "--min-per-class", "0"]) == 1
+    assert len(json.loads((tmp_path / "found.json").read_text())["findings"]) == len(NAMES)
+    assert len(list(away.rglob("*.jpg"))) == len(NAMES)
+    shown = output.buffer.getvalue().decode(encoding)
+    assert "\x1b" not in shown and "\x1b" not in errors.buffer.getvalue().decode(encoding)
+    for name in ("a[b]b.jpg", "a[/b].jpg", ":cat:.jpg", r"\x1b[31mred\x1b[2J.jpg", r"two\nlines.jpg"):
+        assert name in shown
+    assert ("写真.jpg" if encoding == "utf-8" else r"\u5199\u771f.jpg") in shown
+
+
+def test_json_on_standard_output_is_nothing_else(looking_here, small, tmp_path, capsys):
+    arguments = [str(small), "--min-per-class", "1", "--json", "-", "--quarantine", str(tmp_path / "away")]
+    assert load_script().main(arguments) == 1
+    output, errors = capsys.readouterr()
+    assert len(json.loads(output)["findings"]) == 2
+    assert "2 files moved" in errors
+
+
+def test_findings_take_the_place_of_findings_only(looking_here, small, tmp_path, capsys):
+    found, thesis = tmp_path / "found.json", tmp_path / "thesis.json"
+    arguments = [str(small), "--min-per-class", "1", "--json"]
+    for _ in range(2):
+        assert load_script().main([*arguments, str(found)]) == 1
+    thesis.write_text('{"years": "of work"}')
+    with pytest.raises(SystemExit):
+        load_script().main([*arguments, str(thesis)])
+    assert "there is something else" in capsys.readouterr().err
+    assert thesis.read_text() == '{"years": "of work"}'
+
+
+def test_a_full_disk_spoils_neither_the_table_nor_the_exit_status(looking_here, small, tmp_path, monkeypatch, capsys):
+    script = load_script()
+    monkeypatch.setattr(script, "save", unittest.mock.Mock(side_effect=OSError(errno.ENOSPC, "No space left")))
+    assert script.main([str(small), "--json", str(tmp_path / "found.json")]) == 2
+    output, errors = capsys.readouterr()
+    assert "2 errors" in output and "No space left" in errors
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing_behind(image_folder, tmp_path, number):
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = [sys.executable, str(SCRIPT), str(image_folder)]
+    with open(tmp_path / "errors", "w") as errors:
+        process = subprocess.Popen(command, stderr=errors, stdout=subprocess.DEVNULL, env=environment)
+    deadline = time.monotonic() + 60
+    while not (notes := list(tmp_path.glob("inspection-*/notes.jsonl"))) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert notes
+    process.send_signal(number)
+    assert process.wait(timeout=60) in (0, 128 + number)  # it may have been quick
+    assert os.listdir(tmp_path) == ["errors"] and "Traceback" not in (tmp_path / "errors").read_text()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
+@pytest.mark.parametrize("name", ["check_images", "download_images", "make_images", "make_styles"])
+def test_ctrl_c_while_it_imports(name, tmp_path):
+    (tmp_path / "numpy.py").write_text("import time\nopen(__file__ + '.begun', 'w').close()\ntime.sleep(60)\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT.with_name(f"{name}.py")), "--help"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "numpy.py.begun").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGINT, errors
+    assert not errors and not output

@@ -18,6 +18,7 @@ import sys
 import tarfile
 import threading
 import time
+import tracemalloc
 import types
 import zipfile
 from collections import deque
@@ -188,6 +189,14 @@ def impatient(monkeypatch):
     monkeypatch.setattr(download, "_SILENCE_S", 10.0)
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def first_downloads(monkeypatch, tmp_path_factory):
+    """Where hashes are kept that nobody publishes; not among the programs."""
+    path = tmp_path_factory.mktemp("kept") / "first_downloads.json"
+    monkeypatch.setattr(program, "_FIRST_DOWNLOADS", path)
+    return path
 
 
 def replaced(name, url, *contents, **changes):
@@ -400,6 +409,26 @@ def test_a_redirection_keeps_the_range(server, tmp_path):
     assert ranges(server)[-1] == "bytes=100000-"
 
 
+@pytest.mark.parametrize(
+    ("start", "target", "is_followed"),
+    [
+        ("https://a.org/x", "http://a.org/x", False),
+        ("https://a.org/x", "HTTP://b.org", False),
+        ("https://a.org/x", "ftp://b.org", False),
+        ("https://a.org/x", "//b.org/y", True),
+        ("https://a.org/x", "../y", True),
+        ("https://a.org/x", "https://b.org/y", True),
+        ("http://a.org/x", "http://b.org/y", True),
+        ("http://a.org/x", "https://b.org/y", True),
+    ],
+)
+def test_no_redirection_leaves_encryption(start, target, is_followed):
+    response = requests.Response()
+    response.url, response.status_code, response.headers["Location"] = start, 302, target
+    with contextlib.nullcontext() if is_followed else pytest.raises(DownloadError, match="not encrypted"):
+        assert download._Session().get_redirect_target(response) == target
+
+
 def test_redirections_in_a_circle_end(server, tmp_path):
     server.faults += [{"location": "/file"}] * 50
     with pytest.raises(OSError, match="redirects"):
@@ -530,6 +559,57 @@ def test_a_tar_that_lies_about_sizes(tmp_path):
 
 def test_a_tar_whose_emptiness_has_no_end(tmp_path):
     refused(tmp_path, gzip.compress(tarred({"1.jpg": b"1"}) + bytes(2_000_000)), "more than 1,000,000 bytes")
+
+
+def member(kind, content, name="x"):
+    """A member of a tar whose content is part of its header."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, len(content)
+    return info.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % 512)
+
+
+PAX, GLOBAL, LONG = tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME
+
+
+@pytest.mark.parametrize("kind", [PAX, GLOBAL, LONG, tarfile.GNUTYPE_LONGLINK, tarfile.DIRTYPE])
+def test_a_header_that_would_fill_the_memory(tmp_path, kind):
+    content = gzip.compress(member(kind, bytes(40_000_000)) + tarred({"1.jpg": b"1"}))
+    tracemalloc.start()
+    refused(tmp_path, content, "a header of 40,000,000 bytes", max_bytes=10**9)
+    assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    tracemalloc.stop()
+
+
+def test_many_global_headers_are_not_added_up(tmp_path):
+    headers = b"".join(
+        member(GLOBAL, b"%d k%d=%s\n" % (50_000, n, b"v" * (50_000 - len(f"50000 k{n}=\n"))))
+        + tarred({f"{n}.jpg": b"1"})[:1024]
+        for n in range(100)
+    )
+    content = gzip.compress(headers + bytes(1024))
+    tracemalloc.start()
+    assert len(unpacked(tmp_path, content, max_bytes=10**9)) == 100
+    assert tracemalloc.get_traced_memory()[1] < 3_000_000
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        member(tarfile.GNUTYPE_SPARSE, b"1" * 512),
+        member(PAX, b"25 GNU.sparse.map=0,1,2,3\n") + tarred({"1.jpg": b"1"}),
+        member(PAX, b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n") + tarred({"1.jpg": b"1"}),
+    ],
+    ids=["old", "0.1", "1.0"],
+)
+def test_a_file_with_holes(tmp_path, content):
+    refused(tmp_path, gzip.compress(content), "with holes")
+
+
+@pytest.mark.parametrize("content", [b"9" * 5000 + b" path=x\n", b"14 size=rubbish\n", b"5010 path=" + b"n" * 5000])
+def test_a_header_that_is_rubbish(tmp_path, content):
+    with contextlib.suppress(ArchiveError):  # and no other error
+        unpacked(tmp_path, gzip.compress(member(PAX, content) + tarred({"1.jpg": b"1"})))
 
 
 @pytest.mark.parametrize("pack", [zipped, tgz])
@@ -886,6 +966,61 @@ def test_a_data_set_without_a_hash(serve, server, tmp_path, capsys):
     assert f"its SHA-256 is {sha256(content)}" in capsys.readouterr().out
 
 
+def test_a_hash_that_nobody_publishes_is_kept(serve, server, tmp_path, capsys, first_downloads):
+    first, other = (tgz({"imagewoof2-160/train/n01/1.JPEG": content}) for content in (b"one", b"two"))
+    assert len(first) == len(other)
+    dataset = serve("imagewoof-160", first, images=1)
+    assert main("imagewoof-160", "--to", tmp_path / "a", "--mirror", server.url) == 0
+    output = capsys.readouterr().out
+    assert "not verified: there is no published hash of imagewoof2-160.tgz, and no earlier" in output
+    assert f"{server.url} is not encrypted" in output and f"{sha256(first)}, kept in {first_downloads}" in output
+    assert json.loads(first_downloads.read_text()) == {dataset.archives[0].url: sha256(first)}
+    assert main("imagewoof-160", "--to", tmp_path / "b") == 0
+    assert "the same as that of the first download" in capsys.readouterr().out
+    serve("imagewoof-160", other, images=1)
+    assert main("imagewoof-160", "--to", tmp_path / "c") == 1
+    errors = capsys.readouterr().err
+    assert sha256(first) in errors and sha256(other) in errors and str(first_downloads) in errors
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+    assert json.loads(first_downloads.read_text()) == {dataset.archives[0].url: sha256(first)}
+
+
+def test_hashes_that_cannot_be_kept_or_read(serve, tmp_path, capsys, first_downloads):
+    serve("imagewoof-160", tgz({"imagewoof2-160/train/n01/1.JPEG": b"1"}), images=1)
+    first_downloads.parent.rmdir()
+    assert main("imagewoof-160", "--to", tmp_path / "a") == 0
+    assert "not kept for later downloads" in capsys.readouterr().out
+    first_downloads.parent.mkdir()
+    for damaged in ("", "[]", '{"a": 1}', "\udcff"):
+        first_downloads.write_bytes(damaged.encode(errors="surrogateescape"))
+        assert main("imagewoof-160", "--to", tmp_path / "b") == 2
+        assert "damaged" in capsys.readouterr().err and not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("record", [b"{}", b"[]", b"3", b"", b"\xff", b"[" * 100_000, b'{"name": ["flowers"]}'])
+def test_a_record_of_another_kind(flowers, server, tmp_path, capsys, record):
+    (tmp_path / "flowers").mkdir()
+    (tmp_path / "flowers" / "download_images.json").write_bytes(record)
+    assert main("flowers", "--to", tmp_path / "flowers") == 2
+    assert "is there and is not flowers" in capsys.readouterr().err
+    assert tree(tmp_path)["flowers/download_images.json"] == record and not server.requests
+
+
+def test_what_others_put_beside_the_archives_stays(flowers, tmp_path):
+    (tmp_path / ".flowers.download").mkdir()
+    (tmp_path / ".flowers.download" / "thesis.txt").write_text("years of work")
+    assert main("flowers", "--to", tmp_path / "flowers") == 0
+    assert (tmp_path / ".flowers.download" / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("damage", [b"[]", b'{"images": 1}', b'{"images": [[1]], "categories": 3}', b"{", b"\xff"])
+def test_annotations_that_are_rubbish(serve, tmp_path, capsys, damage):
+    labels = zipped({"annotations/instances_val2017.json": damage})
+    serve("coco-val2017", zipped({"val2017/1.jpg": b"1"}), labels)
+    assert main("coco-val2017", "--to", tmp_path / "coco") == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_an_archive_that_escapes_leaves_nothing(serve, tmp_path, capsys):
     serve("flowers", tgz({"flower_photos/daisy/1.jpg": b"1", "flower_photos/../../evil.jpg": b"evil"}), images=2)
     assert main("flowers", "--to", tmp_path / "flowers") == 1
@@ -946,6 +1081,19 @@ def test_an_interrupted_download_goes_on_and_ends_the_same(flowers, server, tmp_
     assert ranges(server)[-1] == f"bytes={there}-"
     assert tree(tmp_path / "flowers") == tree(tmp_path / "whole")
     assert sorted(os.listdir(tmp_path)) == ["flowers", "whole"]
+
+
+@needs_posix_signals
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_it_unpacks_leaves_only_what_the_next_run_needs(flowers, server, tmp_path, number):
+    changes = f"{SLOWLY}\nfrom endings import run_command\nmain = program.main\n"
+    changes += "program.main = lambda arguments: run_command(lambda: main(arguments))"
+    run = start(server, tmp_path / "flowers", changes)
+    wait_until(lambda: len(list((tmp_path / ".flowers.download" / "unpacked").rglob("*.jpg"))) >= 5)
+    run.send_signal(number)
+    _, errors = run.communicate(timeout=30)
+    assert run.returncode == 128 + number and "Traceback" not in errors
+    assert sorted(tree(tmp_path)) == [".flowers.download/.lock", ".flowers.download/flower_photos.tgz"]
 
 
 @needs_posix_signals
