@@ -1,4 +1,4 @@
-"""What `helpers/memory.py` promises: figures that agree with the kernel's own, shared pages counted once."""
+"""What `helpers.sandbox.memory` promises: figures that agree with the kernel's own, shared pages counted once."""
 
 import gc
 import os
@@ -40,6 +40,11 @@ def sleeping_forks(count):
     return pids
 
 
+def _below(pid):
+    """Return the ids of all processes below one, without itself."""
+    return TreeReader(pid, include_root=False).pids()
+
+
 @pytest.fixture
 def program():
     """Start a program that prints a line when it is ready, and end it after the test."""
@@ -69,7 +74,7 @@ def test_peak_agrees_with_the_kernels(seconds):
     """However short the peak: the kernel keeps its height (VmHWM)."""
 
     def rise_and_fall():
-        before = memory.own()
+        before = memory.read_status("self")
         kept = holding(400)
         time.sleep(seconds)
         del kept
@@ -86,9 +91,9 @@ def test_peak_agrees_with_the_kernels(seconds):
 
 @linux_only
 def test_own_memory():
-    before = memory.own()
+    before = memory.read_status("self")
     kept = holding(100)
-    now = memory.own()
+    now = memory.read_status("self")
     assert 95 < now.held_mib - before.held_mib < 110 and len(kept)
     assert now.rss_mib == pytest.approx(now.held_mib + now.file_mib)
     assert memory.peak_rss_mib() >= now.rss_mib
@@ -98,10 +103,10 @@ def test_own_memory():
 def test_mapped_file_is_not_held(tmp_path):
     path = tmp_path / "mapped.bin"
     path.write_bytes(bytes(100 << 20))
-    before = memory.own()
+    before = memory.read_status("self")
     mapped = np.memmap(path, np.uint8, mode="r")
     assert not mapped[::4096].any()
-    now = memory.own()
+    now = memory.read_status("self")
     assert now.held_mib - before.held_mib < 10
     assert now.file_mib - before.file_mib > 95
 
@@ -123,8 +128,8 @@ def test_five_processes_sharing_two_hundred_mib():
         kept = holding(200)
         sleeping_forks(5)
         time.sleep(0.5)
-        with TreeReader(os.getpid()) as reader:
-            return reader.quick(), reader.exact(), len(kept)
+        reader = TreeReader(os.getpid())
+        return reader.quick(), reader.exact(), len(kept)
 
     bound, exact, _ = run(share, timeout=60).unwrap()
     assert bound.processes == exact.processes == 6
@@ -139,13 +144,13 @@ def test_bounds_enclose_the_exact_reading():
     def grow():
         shared = holding(100)
         sleeping_forks(2)
-        with TreeReader(os.getpid()) as reader:
-            assert reader.quick().at_least_mib is None
-            reader.exact()
-            private = holding(50)
-            bound, exact = reader.quick(), reader.exact()
-            del private
-            return bound, exact, len(shared)
+        reader = TreeReader(os.getpid())
+        assert reader.quick().at_least_mib is None
+        reader.exact()
+        private = holding(50)
+        bound, exact = reader.quick(), reader.exact()
+        del private
+        return bound, exact, len(shared)
 
     bound, exact, _ = run(grow, timeout=60).unwrap()
     assert bound.at_least_mib <= exact.held_mib + 1 <= bound.held_mib
@@ -157,22 +162,22 @@ def test_bounds_enclose_the_exact_reading():
 def test_reader_follows_births_and_deaths():
     def watch():
         counts = []
-        with TreeReader(os.getpid()) as reader:
-            counts.append(reader.quick().processes)
-            for _ in range(3):
-                reader.quick()  # nothing was born: the list of processes is not read again
-            pids = sleeping_forks(3)
-            counts.append(reader.quick().processes)
-            os.kill(pids[0], 9)
-            time.sleep(0.2)
-            counts.append(reader.quick().processes)  # a zombie holds nothing
-            zombie_known = pids[0] in reader.pids()
-            os.waitpid(pids[0], 0)
-            gone = pids[0] not in reader.pids()
-            pids += sleeping_forks(1)
-            counts.append(reader.quick(unseen_s=600).processes)
-            counts.append(reader.quick().processes)
-            grandchildren = sorted(memory.descendants(os.getpid())) == sorted(pids[1:])
+        reader = TreeReader(os.getpid())
+        counts.append(reader.quick().processes)
+        for _ in range(3):
+            reader.quick()
+        pids = sleeping_forks(3)
+        counts.append(reader.quick().processes)
+        os.kill(pids[0], 9)
+        time.sleep(0.2)
+        counts.append(reader.quick().processes)  # a zombie holds nothing
+        zombie_known = pids[0] in reader.pids()
+        os.waitpid(pids[0], 0)
+        gone = pids[0] not in reader.pids()
+        pids += sleeping_forks(1)
+        counts.append(reader.quick(unseen_s=600).processes)
+        counts.append(reader.quick().processes)
+        grandchildren = sorted(_below(os.getpid())) == sorted(pids[1:])
         return counts, zombie_known, gone, grandchildren
 
     assert run(watch, timeout=60).unwrap() == ([1, 4, 3, 3, 4], True, True, True)
@@ -216,12 +221,12 @@ def test_started_program_is_not_counted_before_it_is_loaded(program, tmp_path):
         actions = [(os.POSIX_SPAWN_OPEN, 0, {str(pipe)!r}, os.O_RDONLY, 0)]
         os.posix_spawn("/bin/sleep", ["sleep", "600"], os.environ, file_actions=actions)
     """)
-    assert _until(lambda: len(memory.descendants(parent.pid)) == 1)
-    child_pid = memory.descendants(parent.pid)[0]
+    assert _until(lambda: len(_below(parent.pid)) == 1)
+    child_pid = _below(parent.pid)[0]
     try:
         time.sleep(0.2)
-        with TreeReader(parent.pid) as reader:
-            held = reader.quick(), reader.exact()
+        reader = TreeReader(parent.pid)
+        held = reader.quick(), reader.exact()
         assert [reading.processes for reading in held] == [1, 1]
         assert all(200 < reading.held_mib < 250 for reading in held)
     finally:
@@ -242,29 +247,28 @@ def test_reader_closes_its_files(program):
     program("print('ready', flush=True); input()")
     gc.collect()
     before = count_files()
-    with TreeReader(os.getpid()) as reader:
-        assert reader.quick().processes >= 2
-    reader.close()
+    reader = TreeReader(os.getpid())
+    assert reader.quick().processes >= 2
     assert count_files() == before
 
 
 def test_root_left_out(program):
     program("print('ready', flush=True); input()")
-    with TreeReader(os.getpid(), include_root=False) as reader:
-        assert os.getpid() not in reader.pids()
-        without = reader.exact()
+    reader = TreeReader(os.getpid(), include_root=False)
+    assert os.getpid() not in reader.pids()
+    without = reader.exact()
     assert without.processes == memory.current().processes - 1
 
 
 def test_processes_that_are_gone(program):
     process = program("print('ready', flush=True); input()")
-    with TreeReader(process.pid) as reader:
-        assert reader.exact().processes == 1
-        process.kill()
-        process.wait()
-        assert reader.exact() == TreeMemory(0, 0, 0, 0, "pss" if sys.platform == "linux" else "uss")
-        assert reader.quick().processes == 0
-    assert memory.descendants(process.pid) == []
+    reader = TreeReader(process.pid)
+    assert reader.exact().processes == 1
+    process.kill()
+    process.wait()
+    assert reader.exact() == TreeMemory(0, 0, 0, 0, "pss" if sys.platform == "linux" else "uss")
+    assert reader.quick().processes == 0
+    assert _below(process.pid) == []
 
 
 def test_mark_in_the_environment(program, monkeypatch):
@@ -287,16 +291,16 @@ def test_without_proc(not_linux, program):
         "subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE);"
         "print('ready', flush=True); input()"
     )
-    (grandchild,) = memory.descendants(process.pid)
-    with TreeReader(process.pid) as reader:
-        assert sorted(reader.pids()) == sorted([process.pid, grandchild])
-        bound, exact = reader.quick(), reader.exact()
+    (grandchild,) = _below(process.pid)
+    reader = TreeReader(process.pid)
+    assert sorted(reader.pids()) == sorted([process.pid, grandchild])
+    bound, exact = reader.quick(), reader.exact()
     for reading in (bound, exact):
         assert (reading.method, reading.processes) == ("uss", 2)
         assert 100 < reading.held_mib < 150
         assert reading.held_mib + reading.file_mib == pytest.approx(reading.rss_mib)
         assert reading.highest_rss_mib is None and reading.at_least_mib is None
-    assert memory.descendants(2**31 - 2) == []
+    assert _below(2**31 - 2) == []
 
 
 def test_mark_without_proc(not_linux, program, monkeypatch):
@@ -316,9 +320,9 @@ def test_where_the_system_refuses(not_linux, monkeypatch, denied):
     assert (reading.held_mib > 5) is (denied == "memory_full_info")
 
 
-def test_no_status_file(monkeypatch):
-    monkeypatch.setattr(Path, "read_bytes", lambda self: (_ for _ in ()).throw(FileNotFoundError))
-    assert memory.own() is None and memory.peak_rss_mib() is None
+def test_no_status_file(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "_PROC", str(tmp_path))
+    assert memory.read_status("self") is None and memory.peak_rss_mib() is None
 
 
 # The machine

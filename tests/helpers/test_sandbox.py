@@ -1,4 +1,4 @@
-"""What `helpers/child.py` promises: every end of a function is a value, and nothing of it is left behind."""
+"""What `helpers.sandbox.run` promises: every end of a function is a value, and nothing of it is left behind."""
 
 import gc
 import os
@@ -20,9 +20,8 @@ import psutil
 import pytest
 from conftest import TEST_ALL
 
-from helpers.sandbox import ChildError, report, run
+from helpers.sandbox import ChildError, Outcome, report, run, worker
 from helpers.sandbox import caller as child
-from helpers.sandbox.worker import _is_out_of_memory
 
 ROOT = Path(child.__file__).resolve().parents[2]
 MARK = "TEST_CHILD_MARK"
@@ -338,7 +337,7 @@ def test_one_huge_allocation_is_refused():
 
 @linux_only
 def test_allocation_far_over_the_budget_is_refused_before_it_is_touched():
-    slack_mib = max(child._DATA_LIMIT_SLACK_MIB, child._DATA_LIMIT_SLACK_GPU_MIB if _has_gpu_driver() else 0)
+    slack_mib = worker._DATA_LIMIT_SLACK_GPU_MIB if _has_gpu_driver() else worker._DATA_LIMIT_SLACK_MIB
 
     def take(mib):
         import mmap
@@ -533,7 +532,7 @@ def _error_of(module, name, text=""):
     ],
 )
 def test_what_libraries_say_when_memory_is_used_up(error, expected):
-    assert _is_out_of_memory(error) is expected
+    assert worker._described(error)["outcome"] == (Outcome.OUT_OF_MEMORY if expected else Outcome.RAISED)
 
 
 # Output and progress
