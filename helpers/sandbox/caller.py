@@ -52,14 +52,12 @@ class ChildResult:
     outcome : Outcome
     value : object
         What the function returned, when it finished.
-    error : str or None
-        One line: the exception (``ValueError: …``) or how the process ended.
-    traceback : str or None
-        The traceback of the exception; for ``hung``, the stack of each thread at the end.
+    error, traceback : str or None
+        The exception, or how the process ended, in one line; for ``hung``, the traceback is that of each thread.
     progress : object
         The last value that the function gave to `report`, or None.
-    peak_mib : float
-        Largest memory held by the process tree, in MiB.
+    peak_mib, peak_rss_mib, peak_file_mib : float
+        Largest memory held by the process tree, sum of resident set sizes, and pages of mapped files, in MiB.
     baseline_mib : float or None
         Memory held just before the function began, its imports included, in MiB.
     budget_mib : float
@@ -72,8 +70,6 @@ class ChildResult:
         Of the worker process; negative for a signal.
     timeline : list of (float, float, float)
         Seconds since the process started, memory held in MiB, pages of mapped files in MiB.
-    peak_rss_mib, peak_file_mib : float
-        Largest sum of resident set sizes, and of mapped files' pages, in MiB.
     processes : int
         Largest number of processes seen at once.
     method : str
@@ -127,7 +123,8 @@ def run(
         Also one from a notebook cell. In it, `report` tells the caller how far it came.
     memory_budget : float, optional
         In MiB, for the process and all its descendants together. Never more than what the machine can spare now, which
-        is also the budget when none is given.
+        is also the budget when none is given. It covers what `memory.TreeMemory.held_mib` counts: not files in
+        ``/dev/shm`` that no process has mapped; only the machine's free memory limits these.
     timeout : float, optional
         In seconds, process start and imports included; 1,800 when none is given.
 
@@ -228,7 +225,7 @@ def _supervised(job: io.BytesIO, **limits: float) -> bytes:
                 answer[:] = supervisor.communicate(timeout=1.0)
     finally:
         if supervisor.returncode != 0:
-            # In a thread of its own, so that a second Ctrl-C does not stop it half-way.
+            # In a thread, so that a second Ctrl-C does not stop it half-way.
             ending = threading.Thread(target=_let_go, args=(supervisor, mark, answer), daemon=False)
             ending.start()
             ending.join()

@@ -3,12 +3,14 @@
 What counts is what the kernel cannot drop: anonymous and shared-memory pages. Pages of mapped files are reported apart.
 
 On Linux the figures come from ``/proc``: ``status`` is quick, but counts a page that forked processes share once in
-each of them; ``smaps_rollup`` divides shared pages by their owners (PSS), and costs milliseconds. Other systems have no
-PSS for us: the unique set size (USS) is used there, or RSS where that is refused; `TreeMemory.method` says which.
+each of them; ``smaps_rollup`` divides shared pages by their owners (PSS), and costs milliseconds. Where the kernel
+tells less, as in gVisor, the next best figure is taken; on other systems it is the unique set size (USS), or RSS where
+that is refused. `TreeMemory.method` says which.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -20,18 +22,15 @@ from pathlib import Path
 
 import psutil
 
+from helpers.files import control_groups
+
 MIB = 2**20
 METHODS = ("pss", "rss-parts", "uss", "rss")  # from the best
 _LINUX = sys.platform == "linux"
-_SIZE = re.compile(
-    rb"^(VmHWM|VmRSS|RssAnon|RssFile|RssShmem|Rss|Pss_Anon|Pss_File|Pss_Shmem):\s+(\d+) kB", re.MULTILINE
-)
+_SIZE = re.compile(rb"^(VmHWM|Vm[RS]\w+|Rss\w*|Pss_\w+|SwapPss):\s+(\d+) kB", re.MULTILINE)
 _PROC = "/proc"
-_NO_LIMIT_BYTES = 2**60
 _BIRTH_S = 0.01  # a new process has its id a moment before it stands in /proc
 _LISTED_S = 0.25  # list at least so often: in some sandboxes /proc/loadavg never changes
-_CGROUP_MOUNT = Path("/sys/fs/cgroup")
-_CGROUP_OF_SELF = Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,8 @@ class TreeMemory:
     Attributes
     ----------
     held_mib : float
-        Anonymous and shared-memory pages, in MiB: what the kernel cannot drop. Shared memory that exists and that no
-        process has mapped at the moment, such as batches that wait in a queue of PyTorch's, is in nobody's figures.
+        Anonymous and shared-memory pages, swapped out or not, in MiB: what the kernel cannot drop. Files in
+        ``/dev/shm`` that no process has mapped now, such as batches that wait in a queue of PyTorch's, are not in it.
     file_mib : float
         Pages of mapped files, in MiB: programs, libraries, memory-mapped data.
     rss_mib : float
@@ -51,7 +50,7 @@ class TreeMemory:
         Number of processes.
     method : {"pss", "rss-parts", "uss", "rss"}
         Where `held_mib` comes from. ``rss-parts`` (RssAnon + RssShmem) is exact for one process and too high for
-        processes that share pages.
+        processes that share pages; ``uss`` leaves such pages out; ``rss`` has mapped files in it.
     shared_mib : float
         Part of `held_mib` that is shared memory, in MiB, where the reading has it.
     highest_rss_mib : float or None
@@ -75,14 +74,7 @@ def carrying(mark: str) -> list[int]:
 
     Children inherit their parent's environment and keep it when the parent is gone: a mark finds what left the tree.
     """
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if any(mark in value for value in process.environ().values()):
-                found.append(process.pid)
-        except (psutil.Error, OSError):
-            pass  # it ended in between, or belongs to somebody else
-    return found
+    return [process.pid for process in psutil.process_iter(["environ"]) if mark in str(process.info["environ"])]
 
 
 class TreeReader:
@@ -143,8 +135,8 @@ class TreeReader:
 
     def exact(self) -> TreeMemory:
         """Return the memory with shared pages counted once, in milliseconds a process."""
-        pids, read = (self._address_spaces(), _read_rollup) if _LINUX else (self.pids(), _read_uss)
-        total = _sum([one for pid in pids if (one := read(pid)) is not None])
+        pids = self._address_spaces() if _LINUX else self.pids()
+        total = _sum([one for pid in pids if (one := _read_exactly(pid)) is not None])
         if _LINUX:
             self._exact_mib = total.held_mib
             readings = self._address_spaces()
@@ -171,7 +163,8 @@ class TreeReader:
         by a plain fork differs: it begins without most of its parent's file pages.
         """
         parent = self._parents.get(pid)
-        if parent not in readings or abs(readings[parent].file_mib - readings[pid].file_mib) > 0.5:
+        file_mib = readings[pid].file_mib  # 0 where the kernel does not tell
+        if parent not in readings or not file_mib or abs(readings[parent].file_mib - file_mib) > 0.5:
             return False
         # The parent's other threads may change its memory in between: the child's figures lie between two of its own.
         before, child, after = read_status(parent), read_status(pid), read_status(parent)
@@ -200,22 +193,31 @@ def _sizes_mib(path: str) -> dict[bytes, float]:
 
 
 def read_status(pid: int | str) -> TreeMemory | None:
-    """Return the memory of one process in microseconds, or None for a zombie, where it is gone, or without /proc."""
+    """Return the memory of one process in microseconds, or None for a zombie, where it is gone, or without /proc.
+
+    The kernel itself keeps `highest_rss_mib`, so that it misses no peak between two samples.
+    """
     mib = _sizes_mib(f"{_PROC}/{pid}/status")
     if b"VmRSS" not in mib:
         return None
+    rss, swap, highest = mib[b"VmRSS"], mib.get(b"VmSwap", 0.0), mib.get(b"VmHWM")
+    if b"RssAnon" not in mib:
+        return TreeMemory(rss + swap, 0.0, rss, 1, "rss", highest_rss_mib=highest)
     shared = mib[b"RssShmem"]
-    held = mib[b"RssAnon"] + shared
-    return TreeMemory(held, mib[b"RssFile"], mib[b"VmRSS"], 1, "rss-parts", shared, mib[b"VmHWM"])
+    return TreeMemory(mib[b"RssAnon"] + shared + swap, mib[b"RssFile"], rss, 1, "rss-parts", shared, highest)
 
 
-def _read_rollup(pid: int) -> TreeMemory | None:
+def _read_exactly(pid: int) -> TreeMemory | None:
     """Return the memory of one process, its part of shared pages included, or None when it is gone."""
+    if not _LINUX:
+        return _read_uss(pid)
     mib = _sizes_mib(f"{_PROC}/{pid}/smaps_rollup")
-    if b"Pss_Anon" not in mib:
-        return None
+    if b"Pss_Anon" not in mib:  # it has ended, or may not be looked into, or the kernel does not tell
+        return read_status(pid)
     shared = mib[b"Pss_Shmem"]
-    return TreeMemory(mib[b"Pss_Anon"] + shared, mib[b"Pss_File"], mib[b"Rss"], 1, "pss", shared)
+    return TreeMemory(
+        mib[b"Pss_Anon"] + shared + mib.get(b"SwapPss", 0.0), mib[b"Pss_File"], mib[b"Rss"], 1, "pss", shared
+    )
 
 
 def _read_uss(pid: int) -> TreeMemory | None:
@@ -247,61 +249,38 @@ def current() -> TreeMemory:
     return TreeReader(os.getpid()).exact()
 
 
-def peak_rss_mib() -> float | None:
-    """Return the largest resident set size that this process ever had, in MiB (VmHWM), or None where unknown.
-
-    The kernel keeps this figure, so it misses no peak between two samples. It includes pages of mapped files.
-    """
-    reading = read_status("self")
-    return None if reading is None else reading.highest_rss_mib
-
-
 def total_mib() -> float:
     """Return the memory of this machine, or of this container where that is less, in MiB."""
-    return min(psutil.virtual_memory().total, *(limit for limit, _ in _cgroups_bytes())) / MIB
+    return min([psutil.virtual_memory().total, *(limit for limit, _ in _cgroups_bytes())]) / MIB
 
 
 def available_mib() -> float:
     """Return what programs can still take before this machine, or this container, runs out of memory, in MiB."""
-    left = (limit - used for limit, used in _cgroups_bytes())
-    return max(0, min(psutil.virtual_memory().available, *left)) / MIB
+    return max(0, min([psutil.virtual_memory().available, *(limit - used for limit, used in _cgroups_bytes())])) / MIB
 
 
 def _cgroups_bytes() -> list[tuple[int, int]]:
     """Return the memory limit of each container around this process and what counts against it, in bytes."""
-    found = [(_NO_LIMIT_BYTES, 0)]
-    for folder, limit_name, used_name, prefix in _cgroup_folders():
-        try:
-            limit = int((folder / limit_name).read_text())
-            if limit >= _NO_LIMIT_BYTES:
-                continue
-            used = int((folder / used_name).read_text())
-            parts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        except (OSError, ValueError):  # no such file, or "max"
-            continue
-        # Cached file pages are dropped before anything is killed. An image read twice is "active", and still a cache.
-        cached = sum(int(parts.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
-        found.append((limit, max(0, used - cached)))
+    found = []
+    for group in control_groups("memory"):
+        # Above memory.high nothing is killed, but all goes on very slowly.
+        limits = _numbers(group, "memory.max", "memory.high", "memory.limit_in_bytes")
+        used = _numbers(group, "memory.current", "memory.usage_in_bytes")
+        cached = 0
+        with contextlib.suppress(OSError):
+            parts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            # Cached file pages are dropped before anything is killed. An image read twice is "active".
+            kinds = ("active_file", "inactive_file")
+            cached = sum(int(parts.get(f"total_{kind}", parts.get(kind, 0))) for kind in kinds)
+        if limits and used:
+            found.append((min(limits), max(0, used[0] - cached)))
     return found
 
 
-def _cgroup_folders() -> list[tuple[Path, str, str, str]]:
-    """Return the folders of this process's control groups, inner to outer, with the names that their version uses."""
-    v2 = (_CGROUP_MOUNT, "memory.max", "memory.current", "")
-    v1 = (_CGROUP_MOUNT / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
-    paths = {v2: "", v1: ""}
-    try:
-        for line in _CGROUP_OF_SELF.read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if not controllers:
-                paths[v2] = path
-            elif "memory" in controllers.split(","):
-                paths[v1] = path
-    except (OSError, ValueError):
-        pass  # not Linux
+def _numbers(folder: Path, *names: str) -> list[int]:
+    """Return the numbers in files that may be missing or hold none: "max"."""
     found = []
-    for (mount, *names), path in paths.items():
-        # A container often sees its own group as the root of the mount, whatever path it is told.
-        parts = [] if ".." in path else [part for part in path.split("/") if part]
-        found += [(mount.joinpath(*parts[:depth]), *names) for depth in range(len(parts), -1, -1)]
+    for name in names:
+        with contextlib.suppress(OSError, ValueError):
+            found.append(int((folder / name).read_text()))
     return found

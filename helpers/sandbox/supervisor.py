@@ -7,6 +7,7 @@ output takes the pickled value as it comes, then the pickled report and its leng
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -16,8 +17,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import BinaryIO
 
 import psutil
@@ -67,7 +68,7 @@ def main(**limits) -> None:
     sys.setswitchinterval(_FASTEST_S)  # a worker that prints without end must not keep the watch waiting
     with os.fdopen(os.dup(1), "wb") as channel:
         os.dup2(2, 1)
-        report = pickle.dumps(_Watch(channel, **limits).run())
+        report = pickle.dumps(_Watch(channel, SimpleNamespace(**limits)).run())
         channel.write(report + len(report).to_bytes(8, "little"))
     os._exit(0)  # threads may still wait for pipes
 
@@ -75,18 +76,12 @@ def main(**limits) -> None:
 class _Watch:
     """One worker from its start to the end of the last process that it left."""
 
-    def __init__(
-        self, channel: BinaryIO, *, budget_mib: float, floor_mib: float, timeout_s: float, mark: str, caller_pid: int
-    ):
+    def __init__(self, channel: BinaryIO, limits: SimpleNamespace):
         self.channel = channel
-        self.budget_mib = budget_mib
-        self.floor_mib = floor_mib
-        self.timeout_s = timeout_s
-        self.mark = mark
-        self.caller_pid = caller_pid
+        self.limits = limits
         self.parent_pid = os.getppid()  # on Windows not the caller's
-        self.is_let_go = False
-        signal.signal(signal.SIGTERM, self._on_sigterm)
+        self.is_let_go = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: self.is_let_go.set())
         self.known: dict = {"baseline_mib": None, "progress": None}  # what the worker told
         self.output = bytearray()
         self.output_bytes = 0
@@ -97,11 +92,13 @@ class _Watch:
             # Orphans of the worker become children of this process, so that none escapes.
             ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
         self.started_at = time.monotonic()
-        self.worker = start_python("worker", {"supervisor_pid": os.getpid(), "budget_mib": budget_mib})
+        self.worker = start_python("worker", {"supervisor_pid": os.getpid(), "budget_mib": limits.budget_mib})
         with open(os.devnull) as nothing:
             os.dup2(nothing.fileno(), 0)  # the worker alone reads the job: when it dies, nobody must wait to write it
         self.reader = memory.TreeReader(os.getpid(), include_root=False)
-        self.threads = [_start_thread(self._listen), _start_thread(self._collect_output)]
+        self.threads = [threading.Thread(target=one, daemon=True) for one in (self._listen, self._collect_output)]
+        for thread in self.threads:
+            thread.start()
 
     def run(self) -> dict:
         """Watch until the worker ends or a limit is reached, end the tree, return the report."""
@@ -111,7 +108,8 @@ class _Watch:
             survivors = self._end_tree()
         for thread in self.threads:
             thread.join(timeout=1.0)  # a process that escaped may still hold the pipe
-        self.samples.raise_peak(self.known.get("memory_at_end"))
+        if at_end := self.known.get("memory_at_end"):
+            self.samples.raise_peak(at_end)
         output = self._output_text()
         return {
             "error": None,
@@ -119,8 +117,8 @@ class _Watch:
             "seconds": time.monotonic() - self.known.get("started_at", self.started_at),
             **(end or self.known.get("end") or _death(self.exit_code, output)),
             **{name: self.known[name] for name in ("baseline_mib", "progress")},
-            **self.samples.summary(),
-            "budget_mib": self.budget_mib,
+            **{name: value for name, value in vars(self.samples).items() if name != "only"},
+            "budget_mib": self.limits.budget_mib,
             "exit_code": self.exit_code,
             "output": output,
             "survivors": survivors,
@@ -133,20 +131,21 @@ class _Watch:
             now = time.monotonic()
             held_mib, pause_s = self._look(now)
             end = end or self.known.get("end")
-            if held_mib > self.budget_mib:
-                text = f"killed at {held_mib:,.0f} MiB, budget {self.budget_mib:,.0f} MiB"
+            if held_mib > self.limits.budget_mib:
+                text = f"killed at {held_mib:,.0f} MiB, budget {self.limits.budget_mib:,.0f} MiB"
                 return end or _out_of_memory(f"{text} (exit code 137, as by the kernel's OOM killer)")
             if now >= next_machine_check:
                 left_mib = memory.available_mib()
-                next_machine_check = now + min(1.0, max(0.02, (left_mib - self.floor_mib) / _FEARED_MIB_PER_S))
-                if left_mib < self.floor_mib:
+                next_machine_check = now + min(1.0, max(0.02, (left_mib - self.limits.floor_mib) / _FEARED_MIB_PER_S))
+                if left_mib < self.limits.floor_mib:
                     return end or _out_of_memory(f"killed: this machine had only {left_mib:,.0f} MiB left")
-            if self._worker_ended() or self._caller_is_gone():
+            is_left = os.getppid() != self.parent_pid or not psutil.pid_exists(self.limits.caller_pid)
+            if self._worker_ended() or self.is_let_go.is_set() or is_left:
                 return end
             if end and stops_at is None:
                 stops_at = now + _EXIT_GRACE_S
-            elif stops_at is None and now - self.started_at > self.timeout_s:
-                end = {"outcome": Outcome.HUNG, "error": f"no end after {self.timeout_s:g} s"}
+            elif stops_at is None and now - self.started_at > self.limits.timeout_s:
+                end = {"outcome": Outcome.HUNG, "error": f"no end after {self.limits.timeout_s:g} s"}
                 stops_at = now + _STACKS_S
                 output_before = self.output_bytes
                 if hasattr(signal, "SIGUSR1"):
@@ -164,80 +163,62 @@ class _Watch:
         The quick reading is an upper bound, and exact for one process. For several, only a bound above the old peak can
         mean a new peak. Exact readings are slow: they are taken seldom, but in time where the budget may be reached.
         """
+        budget_mib = self.limits.budget_mib
         bound = self.reader.quick(min(_UNSEEN_S, self.headroom_s))
         slowest_s = max(_SLOWEST_S, min(0.25, (time.monotonic() - now) / _LOOK_SHARE))
+        is_near = bound.held_mib > budget_mib
+        exact_wait_s = self.exact_cost_s / _EXACT_SHARE
+        if is_near:
+            headroom_s = (budget_mib - self.last_exact_mib) / _FEARED_MIB_PER_S
+            exact_wait_s = min(exact_wait_s, max(headroom_s, self.exact_cost_s * (1 / _EXACT_SHARE_NEAR_BUDGET - 1)))
+        exact_in_s = self.last_exact_at + exact_wait_s - now
         held = bound if bound.processes == 1 or bound.method != "rss-parts" else None
-        if held is None and bound.held_mib > self.samples.peak_mib and now >= self._exact_due_at(bound):
+        if held is None and bound.held_mib > self.samples.peak_mib and exact_in_s <= 0:
             held = self.reader.exact()
-            self.last_exact_at = time.monotonic()
-            self.exact_cost_s = self.last_exact_at - now
-            self.last_exact_mib = held.held_mib
+            self.last_exact_at, self.last_exact_mib = time.monotonic(), held.held_mib
+            self.exact_cost_s = exact_in_s = self.last_exact_at - now
         certain_mib = (bound.at_least_mib or 0.0) if held is None else held.held_mib
         self.samples.add(now - self.started_at, bound, held, certain_mib)
         # New pages show in the quick looks between two exact readings; only pages shared no longer do not.
-        is_near = bound.held_mib > self.budget_mib
-        self.headroom_s = (self.budget_mib - (certain_mib if is_near else bound.held_mib)) / _FEARED_MIB_PER_S
-        pause_s = min(self.headroom_s, self._exact_due_at(bound) - time.monotonic()) if is_near else self.headroom_s
+        self.headroom_s = (budget_mib - (certain_mib if is_near else bound.held_mib)) / _FEARED_MIB_PER_S
+        pause_s = min(self.headroom_s, exact_in_s) if is_near else self.headroom_s
         return certain_mib, min(slowest_s, max(_FASTEST_S, pause_s))
-
-    def _exact_due_at(self, bound: memory.TreeMemory) -> float:
-        wait_s = self.exact_cost_s / _EXACT_SHARE
-        if bound.held_mib > self.budget_mib:
-            headroom_s = (self.budget_mib - self.last_exact_mib) / _FEARED_MIB_PER_S
-            wait_s = min(wait_s, max(headroom_s, self.exact_cost_s * (1 / _EXACT_SHARE_NEAR_BUDGET - 1)))
-        return self.last_exact_at + wait_s
-
-    def _on_sigterm(self, *_: object) -> None:
-        self.is_let_go = True
-
-    def _caller_is_gone(self) -> bool:
-        return self.is_let_go or os.getppid() != self.parent_pid or not psutil.pid_exists(self.caller_pid)
 
     def _end_tree(self) -> list[int]:
         """Kill every process below this one until none is left; return those that cannot be killed."""
         started = time.monotonic()
-        while alive := self._alive():
+        while True:
+            self._worker_ended()
+            alive = self.reader.pids()
+            if sys.platform != "linux":  # orphans leave the tree there
+                alive = list({*alive, *memory.carrying(self.limits.mark)} - {os.getpid()})
             seconds = time.monotonic() - started
-            if seconds > _KILL_LIMIT_S:
-                break
+            if not alive or seconds > _KILL_LIMIT_S:
+                return alive
             for pid in alive:
-                if seconds > _KILL_GRACE_S or not _is_resource_tracker(pid):
-                    _kill(pid, with_group=seconds > _KILL_GRACE_S)
+                _kill(pid, with_group=seconds > _KILL_GRACE_S)
             time.sleep(_FASTEST_S)
-        return alive
-
-    def _alive(self) -> list[int]:
-        self._worker_ended()
-        pids = self.reader.pids()
-        if sys.platform != "linux":  # orphans leave the tree there
-            pids += [pid for pid in memory.carrying(self.mark) if pid != os.getpid() and pid not in pids]
-        return pids
 
     def _worker_ended(self) -> bool:
         """Collect the exit statuses of the worker and of adopted orphans; tell whether the worker has ended."""
         if os.name != "posix":
             self.exit_code = self.worker.poll()
             return self.exit_code is not None
-        try:
+        with contextlib.suppress(ChildProcessError):  # none is left
             while (ended := os.waitpid(-1, os.WNOHANG)) != (0, 0):
                 if ended[0] == self.worker.pid:
                     self.exit_code = self.worker.returncode = os.waitstatus_to_exitcode(ended[1])
-        except ChildProcessError:
-            pass  # none is left
         return self.exit_code is not None
 
     def _listen(self) -> None:
         """Read what the worker says until it ends, or until its function writes where only the worker speaks."""
-        with self.worker.stdout as pipe:
+        with self.worker.stdout as pipe, contextlib.suppress(Exception):
             while True:
-                try:
-                    message = pickle.load(pipe)
-                    if isinstance(message, bytes):
-                        self.channel.write(message)
-                    else:
-                        self.known.update(message)
-                except Exception:
-                    return
+                message = pickle.load(pipe)
+                if isinstance(message, bytes):
+                    self.channel.write(message)
+                else:
+                    self.known.update(message)
 
     def _collect_output(self) -> None:
         """Keep the beginning and the end of what the worker prints, however much it is."""
@@ -261,7 +242,7 @@ class _Samples:
         self.peak_mib = self.peak_rss_mib = self.peak_file_mib = 0.0
         self.processes = 0
         self.method = "rss-parts"
-        self._only = memory.TreeMemory(0, 0, 0, 1, "rss-parts", highest_rss_mib=0.0)  # the last reading of one process
+        self.only = memory.TreeMemory(0, 0, 0, 1, "rss-parts", highest_rss_mib=0.0)  # the last reading of one process
 
     def add(self, seconds: float, bound: memory.TreeMemory, held: memory.TreeMemory | None, certain_mib: float) -> None:
         self.peak_mib = max(self.peak_mib, certain_mib)
@@ -272,7 +253,7 @@ class _Samples:
         self.peak_file_mib = max(self.peak_file_mib, held.file_mib)
         if held.processes == 1:
             self.raise_peak(held)
-        if held.method != "rss-parts":
+        if held.processes > 1 or held.method != "rss-parts":
             self.method = held.method
         point = (held.held_mib, held.file_mib)
         if self.timeline and seconds - self.timeline[-1][0] < max(_SLOWEST_S, seconds / _FULL_SAMPLES):
@@ -280,44 +261,29 @@ class _Samples:
             point = map(max, last, point)
         self.timeline.append((seconds, *point))
 
-    def raise_peak(self, only: memory.TreeMemory | None) -> None:
+    def raise_peak(self, only: memory.TreeMemory) -> None:
         """Account for a peak of one process between two looks: the kernel kept its height, mapped files included.
 
         What was held at that height is known only while no files are unmapped: else they may have made the height.
         """
-        if only is None or only.highest_rss_mib is None:
+        if only.highest_rss_mib is None:
             return
-        last, self._only = self._only, only
+        last, self.only = self.only, only
         if only.highest_rss_mib > last.highest_rss_mib and only.file_mib > last.file_mib - _SAME_FILES_MIB:
             self.peak_mib = max(self.peak_mib, only.highest_rss_mib - max(only.file_mib, last.file_mib))
         self.peak_rss_mib = max(self.peak_rss_mib, only.highest_rss_mib)
 
-    def summary(self) -> dict:
-        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
-
-
-def _start_thread(target: Callable) -> threading.Thread:
-    thread = threading.Thread(target=target, daemon=True)
-    thread.start()
-    return thread
-
 
 def _kill(pid: int, *, with_group: bool) -> None:
     """Kill a process, or its group in one stroke: some fork faster than they can be killed one by one."""
-    try:
-        if with_group and os.name == "posix" and (group := os.getpgid(pid)) != os.getpgrp():
-            os.killpg(group, signal.SIGKILL)
-        os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
-    except OSError:
-        pass  # it has ended by now, or belongs to somebody else
-
-
-def _is_resource_tracker(pid: int) -> bool:
-    """Recognise the helper of multiprocessing that removes named shared memory once its users are gone."""
-    try:
-        return b"multiprocessing.resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
+    with contextlib.suppress(psutil.Error, OSError):  # it has ended by now, or belongs to somebody else
+        process = psutil.Process(pid)
+        if with_group:
+            if os.name == "posix" and (group := os.getpgid(pid)) != os.getpgrp():
+                os.killpg(group, signal.SIGKILL)
+        elif "multiprocessing.resource_tracker" in str(process.cmdline()):
+            return  # it removes named shared memory once its users are gone
+        process.kill()
 
 
 def _out_of_memory(error: str) -> dict:
@@ -326,9 +292,7 @@ def _out_of_memory(error: str) -> dict:
 
 def _death(exit_code: int | None, output: str) -> dict:
     """Return how a worker ended that did not say so itself."""
-    if exit_code is None:
-        text = "ended before its result came"
-    elif exit_code >= 0:
+    if exit_code is None or exit_code >= 0:
         text = f"ended by itself with exit code {exit_code} before its result came"
     else:
         names = {number: number.name for number in signal.Signals}

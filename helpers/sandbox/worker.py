@@ -7,6 +7,7 @@ prints goes to standard error.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import faulthandler
@@ -71,10 +72,8 @@ def main(supervisor_pid: int, budget_mib: float) -> None:
         at_end = memory.read_status("self")
     _send({"end": end, "memory_at_end": at_end})
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(OSError, ValueError):  # the function closed it
             stream.flush()
-        except (OSError, ValueError):
-            pass  # the function closed it
 
 
 def report(progress: object) -> None:
@@ -150,10 +149,8 @@ def _die_with(supervisor_pid: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != supervisor_pid:
         os._exit(1)
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
-    except OSError:
-        pass
 
 
 def _limit_memory(budget_mib: float) -> None:
@@ -163,6 +160,5 @@ def _limit_memory(budget_mib: float) -> None:
     gpu_driver = any(os.path.exists(path) for path in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd"))
     slack_mib = _DATA_LIMIT_SLACK_GPU_MIB if gpu_driver else _DATA_LIMIT_SLACK_MIB
     _, hard_bytes = resource.getrlimit(resource.RLIMIT_DATA)
-    limit_bytes = int((budget_mib + slack_mib) * memory.MIB)
-    is_free = hard_bytes == resource.RLIM_INFINITY
-    resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes if is_free else min(limit_bytes, hard_bytes), hard_bytes))
+    limits_bytes = [int((budget_mib + slack_mib) * memory.MIB)] + [hard_bytes] * (hard_bytes != resource.RLIM_INFINITY)
+    resource.setrlimit(resource.RLIMIT_DATA, (min(limits_bytes), hard_bytes))

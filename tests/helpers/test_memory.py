@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
+from helpers import files as files_room
 from helpers.sandbox import memory, run
 from helpers.sandbox.memory import MIB, TreeMemory, TreeReader
 
@@ -96,7 +97,7 @@ def test_own_memory():
     now = memory.read_status("self")
     assert 95 < now.held_mib - before.held_mib < 110 and len(kept)
     assert now.rss_mib == pytest.approx(now.held_mib + now.file_mib)
-    assert memory.peak_rss_mib() >= now.rss_mib
+    assert now.highest_rss_mib >= now.rss_mib
 
 
 @linux_only
@@ -277,6 +278,57 @@ def test_mark_in_the_environment(program, monkeypatch):
     assert memory.carrying("1f0e9c") == [process.pid]
 
 
+# Kernels that tell less, and swap
+
+
+@pytest.fixture
+def proc(tmp_path, monkeypatch):
+    """Make a /proc of one process; return a function that writes its files."""
+    monkeypatch.setattr(memory, "_PROC", str(tmp_path))
+    (tmp_path / "7").mkdir()
+    (tmp_path / "loadavg").write_text("0.00 0.00 0.00 0/0 0\n")
+    (tmp_path / "7" / "stat").write_text("7 (name) S 1 7 7")
+
+    def write(**files):
+        for name, kib in files.items():
+            text = "".join(f"{key}:\t{value * 1024} kB\n" for key, value in kib.items())
+            (tmp_path / "7" / name).write_text(text)
+        return TreeReader(7)
+
+    return write
+
+
+STATUS = {"VmHWM": 90, "VmRSS": 60, "RssAnon": 30, "RssFile": 20, "RssShmem": 10}
+ROLLUP = {"Rss": 60, "Pss": 33, "Pss_Anon": 15, "Pss_File": 8, "Pss_Shmem": 10}
+
+
+@linux_only
+def test_swapped_pages_are_held(proc):
+    """Also in zram: the kernel has moved them, and cannot drop them."""
+    reader = proc(status=STATUS | {"VmSwap": 50}, smaps_rollup=ROLLUP | {"Swap": 50, "SwapPss": 25})
+    bound, exact = reader.quick(), reader.exact()
+    assert (bound.held_mib, bound.method) == (90, "rss-parts")
+    assert (exact.held_mib, exact.method) == (50, "pss")
+    proc(status=STATUS | {"VmRSS": 40, "RssAnon": 10, "VmSwap": 70})  # 20 MiB more are swapped out
+    assert reader.quick().at_least_mib == 50
+
+
+@linux_only
+@pytest.mark.parametrize("rollup", [None, {"Rss": 60, "Pss": 33}], ids=["none", "as before Linux 5.9"])
+def test_without_shares_of_shared_pages(proc, rollup):
+    reader = proc(status=STATUS, **({"smaps_rollup": rollup} if rollup else {}))
+    exact = reader.exact()
+    assert (exact.held_mib, exact.file_mib, exact.processes, exact.method) == (40, 20, 1, "rss-parts")
+
+
+@linux_only
+def test_with_nothing_but_the_resident_set_size(proc):
+    reader = proc(status={"VmSize": 900, "VmRSS": 60})
+    for reading in (reader.quick(), reader.exact()):
+        assert (reading.held_mib, reading.file_mib, reading.rss_mib) == (60, 0, 60)
+        assert (reading.processes, reading.method, reading.highest_rss_mib) == (1, "rss", None)
+
+
 # Other systems
 
 
@@ -322,7 +374,7 @@ def test_where_the_system_refuses(not_linux, monkeypatch, denied):
 
 def test_no_status_file(monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "_PROC", str(tmp_path))
-    assert memory.read_status("self") is None and memory.peak_rss_mib() is None
+    assert memory.read_status("self") is None
 
 
 # The machine
@@ -337,8 +389,8 @@ def cgroups(tmp_path, monkeypatch):
             (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / path).write_text(text)
         (tmp_path / "of_self").write_text(of_self)
-        monkeypatch.setattr(memory, "_CGROUP_MOUNT", tmp_path)
-        monkeypatch.setattr(memory, "_CGROUP_OF_SELF", tmp_path / "of_self")
+        monkeypatch.setattr(files_room, "_CGROUP_MOUNT", tmp_path)
+        monkeypatch.setattr(files_room, "_CGROUPS_OF_SELF", tmp_path / "of_self")
         return memory.total_mib(), memory.available_mib()
 
     return make
@@ -407,3 +459,29 @@ def test_more_used_than_allowed(cgroups):
 def test_unreadable_groups(cgroups, of_self):
     total, _ = cgroups({"memory.max": "nonsense", "memory/memory.limit_in_bytes": "12"}, of_self)
     assert total == psutil.virtual_memory().total / MIB
+
+
+def test_limit_that_only_slows_down(cgroups):
+    """Above memory.high the kernel takes pages back until nothing goes on."""
+    assert cgroups({**_group("", 100, 40), "memory.high": f"{64 * MIB}\n"}, "0::/\n") == (64, 24)
+    total, _ = cgroups({**_group("", "max", 40), "memory.high": "max\n"}, "0::/\n")
+    assert total == psutil.virtual_memory().total / MIB
+
+
+@pytest.mark.parametrize(
+    ("files", "of_self", "cores"),
+    [
+        ({}, "0::/\n", 8),
+        ({"cpu.max": "max 100000\n"}, "0::/\n", 8),
+        ({"cpu.max": "50000 100000\n"}, "0::/\n", 1),
+        ({"cpu.max": "250000 100000\n"}, "0::/\n", 3),
+        ({"a/cpu.max": "max 100000\n", "cpu.max": "200000 100000\n"}, "0::/a\n", 2),
+        ({"cpu/a/cpu.cfs_quota_us": "50000\n", "cpu/a/cpu.cfs_period_us": "100000\n"}, "4:cpu,cpuacct:/a\n", 1),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, "4:cpu,cpuacct:/\n", 8),
+        ({"cpu.max": "nonsense\n"}, "nonsense\n", 8),
+    ],
+)
+def test_quota_of_cores(cgroups, monkeypatch, files, of_self, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    cgroups(files, of_self)
+    assert files_room.usable_cores() == cores

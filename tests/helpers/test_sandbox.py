@@ -411,6 +411,46 @@ def test_shared_pages_count_once_until_they_are_written():
     assert written.outcome == "out of memory"
 
 
+TELLS_LESS = """
+    import builtins, io
+    whole = builtins.open
+
+    def open_less(file, *args, **kwargs):
+        name = str(file)
+        if name.startswith("/proc/") and name.endswith("/smaps_rollup"):
+            raise FileNotFoundError(2, "No such file or directory", name)
+        opened = whole(file, *args, **kwargs)
+        if not HAS_PARTS and name == "/proc/loadavg":
+            return io.BytesIO(b"0.00 0.00 0.00 0/0 0")
+        if not HAS_PARTS and name.startswith("/proc/") and name.endswith("/status"):
+            with opened:
+                lines = opened.read().splitlines(keepends=True)
+            return io.BytesIO(b"".join(line for line in lines if not line.startswith((b"Rss", b"VmHWM", b"VmSwap"))))
+        return opened
+
+    builtins.open = open_less
+"""
+
+
+@linux_only
+@pytest.mark.parametrize(("has_parts", "method"), [(True, "rss-parts"), (False, "rss")], ids=["old", "gVisor"])
+def test_budget_holds_where_the_kernel_tells_less(has_parts, method, tmp_path, monkeypatch, mark):
+    (tmp_path / "sitecustomize.py").write_text(f"HAS_PARTS = {has_parts}\n{textwrap.dedent(TELLS_LESS)}")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+
+    def hold(mib):
+        in_forked(holding, mib)
+        kept = holding(mib)
+        time.sleep(1.5)
+        return len(kept)
+
+    fits = run(hold, 20, memory_budget=400, timeout=60)
+    assert (fits.outcome, fits.method, fits.processes) == ("finished", method, 2), fits.error
+    assert fits.baseline_mib > 10
+    assert run(hold, 400, memory_budget=400, timeout=60).outcome == "out of memory"
+    assert not marked(mark)
+
+
 @linux_only
 def test_starting_programs_does_not_count_twice():
     """Between vfork and exec a new process runs in its parent's memory."""
