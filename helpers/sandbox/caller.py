@@ -156,7 +156,14 @@ def run(
     del job
     start = len(answer) - 8 - int.from_bytes(answer[-8:], "little")
     found = pickle.loads(answer[start:])
-    _check_that_imports_fit(found, memory_budget)
+    needed_mib = found["peak_mib"] if found["baseline_mib"] is None else found["baseline_mib"]
+    if needed_mib > budget_mib:
+        is_own = memory_budget is not None and memory_budget <= budget_mib
+        raise ValueError(
+            f"{'memory_budget of' if is_own else 'this machine can spare only'} {budget_mib:,.0f} MiB: Python and the"
+            f" function's imports alone need more ({needed_mib:,.0f} MiB before its first line);"
+            f" {'give a larger budget' if is_own else 'close other programs'}"
+        )
     if survivors := found.pop("survivors"):
         warnings.warn(f"these processes could not be ended: {survivors}", RuntimeWarning, stacklevel=2)
     value = None
@@ -187,18 +194,6 @@ def _budget(memory_budget: float | None) -> tuple[float, float]:
     floor_mib = min(1024, 0.05 * memory.total_mib())
     spare_mib = max(memory.available_mib() - 2 * floor_mib, 64)
     return min(spare_mib, asked_mib), floor_mib
-
-
-def _check_that_imports_fit(found: dict, memory_budget: float | None) -> None:
-    budget_mib = found["budget_mib"]
-    needed_mib = found["peak_mib"] if found["baseline_mib"] is None else found["baseline_mib"]
-    if needed_mib > budget_mib:
-        is_own = memory_budget is not None and memory_budget <= budget_mib
-        raise ValueError(
-            f"{'memory_budget of' if is_own else 'this machine can spare only'} {budget_mib:,.0f} MiB: Python and the"
-            f" function's imports alone need more ({needed_mib:,.0f} MiB before its first line);"
-            f" {'give a larger budget' if is_own else 'close other programs'}"
-        )
 
 
 def _supervised(job: io.BytesIO, **limits: float) -> bytes:

@@ -42,12 +42,9 @@ class TreeMemory:
     held_mib : float
         Anonymous and shared-memory pages, swapped out or not, in MiB: what the kernel cannot drop. Files in
         ``/dev/shm`` that no process has mapped now, such as batches that wait in a queue of PyTorch's, are not in it.
-    file_mib : float
-        Pages of mapped files, in MiB: programs, libraries, memory-mapped data.
-    rss_mib : float
-        Sum of the resident set sizes, in MiB. Counts shared pages once per process.
+    file_mib, rss_mib : float
+        Pages of mapped files (programs, libraries, data) and sum of the resident set sizes, in MiB.
     processes : int
-        Number of processes.
     method : {"pss", "rss-parts", "uss", "rss"}
         Where `held_mib` comes from. ``rss-parts`` (RssAnon + RssShmem) is exact for one process and too high for
         processes that share pages; ``uss`` leaves such pages out; ``rss`` has mapped files in it.
@@ -108,10 +105,8 @@ class TreeReader:
             while new := {pid for pid, parent in self._parents.items() if parent in tree} - tree:
                 tree |= new
         else:
-            try:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 tree.update(process.pid for process in psutil.Process(self._root).children(recursive=True))
-            except psutil.NoSuchProcess:
-                pass
         self._listed_at = time.monotonic()
         self._pids = sorted(tree if self._include_root else tree - {self._root})
         return self._pids
@@ -145,8 +140,8 @@ class TreeReader:
 
     def _address_spaces(self, unseen_s: float = 0.0) -> dict[int, TreeMemory]:
         """Return the memory of each process of the tree; of one process for each address space."""
-        now = time.monotonic()
-        with open(f"{_PROC}/loadavg", "rb", buffering=0) as file:
+        now, newest = time.monotonic(), None
+        with contextlib.suppress(OSError), open(f"{_PROC}/loadavg", "rb", buffering=0) as file:
             newest = file.read().rpartition(b" ")[2]  # while it stays the same, no process was born
         if newest != self._newest_pid:
             self._newest_pid, self._born_at = newest, now
@@ -175,12 +170,10 @@ class TreeReader:
 
 
 def _parent_of(pid: int) -> int | None:
-    try:
-        with open(f"{_PROC}/{pid}/stat", "rb") as file:
-            # The program's name stands in brackets and may itself hold brackets and spaces: count from the last one.
-            return int(file.read().rpartition(b")")[2].split()[1])
-    except (OSError, IndexError):
-        return None
+    with contextlib.suppress(OSError, IndexError), open(f"{_PROC}/{pid}/stat", "rb") as file:
+        # The program's name stands in brackets and may itself hold brackets and spaces: count from the last one.
+        return int(file.read().rpartition(b")")[2].split()[1])
+    return None
 
 
 def _sizes_mib(path: str) -> dict[bytes, float]:
