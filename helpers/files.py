@@ -17,10 +17,9 @@ from enum import IntEnum
 from pathlib import Path
 from typing import BinaryIO
 
-from filelock import FileLock, Timeout
-
 __all__ = [
     "ExitStatus",
+    "control_groups",
     "free_bytes",
     "locked",
     "naming",
@@ -32,6 +31,9 @@ __all__ = [
     "whole_file",
     "write_whole",
 ]
+
+_CGROUP_MOUNT = Path("/sys/fs/cgroup")
+_CGROUPS_OF_SELF = Path("/proc/self/cgroup")
 
 
 class ExitStatus(IntEnum):
@@ -109,6 +111,8 @@ def locked(path: str | os.PathLike, busy: str, *, wait_s: float = 0.0) -> Iterat
     BlockingIOError
         If another process holds the lock; its text is ``busy``.
     """
+    from filelock import FileLock, Timeout  # slow to import, and every child process of `sandbox` imports this module
+
     try:
         lock = FileLock(path, mode=0o664).acquire(timeout=wait_s)
     except Timeout:
@@ -132,8 +136,35 @@ def free_bytes(path: str | os.PathLike) -> int:
 
 
 def usable_cores() -> int:
-    """Return the number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of CPU cores that this process may use; a container's quota counts, rounded up."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for group in control_groups("cpu"):
+        for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+            # Not there in the other version of control groups, and no number where there is no quota.
+            with contextlib.suppress(OSError, ValueError):
+                quota_us, period_us = (int(us) for name in names for us in (group / name).read_text().split())
+                if quota_us > 0:
+                    cores = min(cores, -(-quota_us // period_us))
+    return cores
+
+
+def control_groups(controller: str) -> list[Path]:
+    """Return the folders of this process's control groups, of versions 2 and 1, inner to outer; none without Linux.
+
+    Parameters
+    ----------
+    controller : {"cpu", "memory"}
+    """
+    found = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in _CGROUPS_OF_SELF.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers or controller in controllers.split(","):
+                mount = _CGROUP_MOUNT / (controller if controllers else "")
+                # A container often sees its own group as the root of the mount, whatever path its processes read.
+                parts = [] if ".." in path else [part for part in path.split("/") if part]
+                found += [mount.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)]
+    return found
 
 
 def printable(path: str | os.PathLike) -> str:

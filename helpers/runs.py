@@ -115,7 +115,8 @@ def drain(pipeline: Callable, files: ImageFiles, settings: dict, batches: int | 
         first_epoch_images_per_s=came.images / (end - start),
         cores_busy=(_cpu_seconds(process) - cpu_before) / (end - start),
     )
-    return Drained(came, dtype, alone, grown_mib, memory.peak_rss_mib())
+    own = memory.read_status("self")
+    return Drained(came, dtype, alone, grown_mib, own and own.highest_rss_mib)
 
 
 def train(

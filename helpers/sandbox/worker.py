@@ -1,29 +1,35 @@
-"""The process that runs the function of `child.run`. Started by `_supervisor`, never by hand.
+"""The process that runs the function. Started by `supervisor`, never by hand.
 
-Reads its settings and the call from standard input, both pickled; writes messages to its original standard output; the
-function's own output goes to standard error, which the supervisor collects.
+Standard input holds the search path for modules, then the call, both pickled. The original standard output takes
+pickled messages to the supervisor: a dict of what has become known, or a part of the pickled value. What the function
+prints goes to standard error.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import faulthandler
 import os
 import pickle
 import signal
-import struct
 import sys
 import threading
 import time
 import traceback
+from pathlib import Path
+from typing import BinaryIO
+
+import cloudpickle
 
 from helpers.sandbox import memory
+from helpers.sandbox.outcome import Outcome
 
 _PR_SET_PDEATHSIG = 1
-FRAME = struct.Struct("<cQ")  # kind of message, length of its content
-STARTED, PROGRESS, VALUE_PART, FINISHED, RAISED = b"s", b"p", b"v", b"f", b"r"
-LARGEST_FRAME = 2**20
+_DATA_LIMIT_SLACK_MIB = 4096  # stacks and libraries of a framework: address space that is never touched
+_DATA_LIMIT_SLACK_GPU_MIB = 65536  # a GPU driver reserves far more of it
+_LARGEST_MESSAGE = 2**20  # bytes
 _LONGEST_LINE, _LONGEST_TRACEBACK = 2_000, 100_000  # characters
 _PHRASES = {  # by the package of the exception's class
     "cv2": "Insufficient memory",
@@ -32,78 +38,70 @@ _PHRASES = {  # by the package of the exception's class
     "builtins": "DefaultCPUAllocator: can't allocate memory",  # PyTorch raises a RuntimeError
 }
 _send_lock = threading.Lock()
-_channel: int | None = None
+_channel: BinaryIO | None = None
 _owner: int | None = None
 
 
-def main(supervisor_pid: int) -> None:
+def main(supervisor_pid: int, budget_mib: float) -> None:
     """Run the job that standard input holds and send back how it ended."""
     global _channel, _owner
-    _die_with(supervisor_pid)
-    _channel, _owner = os.dup(1), os.getpid()
+    if sys.platform == "linux":
+        _die_with(supervisor_pid)
+        _limit_memory(budget_mib)
+    _channel, _owner = open(os.dup(1), "wb", closefd=False), os.getpid()  # noqa: SIM115
     os.dup2(2, 1)
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     faulthandler.enable()
     if hasattr(faulthandler, "register"):
         faulthandler.register(signal.SIGUSR1, all_threads=True)
-    settings = pickle.load(sys.stdin.buffer)
-    _limit_memory(settings["data_limit_bytes"])
-    sys.path[:] = settings["sys_path"]
-    started = time.monotonic()
+    sys.path[:] = pickle.load(sys.stdin.buffer)
+    started_at = time.monotonic()
     try:
         function, args, kwargs = pickle.load(sys.stdin.buffer)
-        _give_standard_input_away()
-        _send(STARTED, pickle.dumps(memory.current().held_mib))
-        started = time.monotonic()
+        with open(os.devnull) as nothing:
+            os.dup2(nothing.fileno(), 0)
+        baseline_mib = memory.current().held_mib
+        started_at = time.monotonic()
+        _send({"baseline_mib": baseline_mib, "started_at": started_at})
         value = function(*args, **kwargs)
-        end = (time.monotonic() - started, *_highest())
+        end = {"outcome": Outcome.FINISHED, "seconds": time.monotonic() - started_at}
+        at_end = memory.read_status("self")
         _send_value(value)
-        _send(FINISHED, pickle.dumps(end))
     except BaseException as error:
-        end = (time.monotonic() - started, *_highest())
-        _send(RAISED, pickle.dumps((_is_out_of_memory(error), *_describe(error), *end)))
+        end = {"seconds": time.monotonic() - started_at, **_described(error)}
+        at_end = memory.read_status("self")
+    _send({"end": end, "memory_at_end": at_end})
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(OSError, ValueError):  # the function closed it
             stream.flush()
-        except (OSError, ValueError):
-            pass  # the function closed it
 
 
 def report(progress: object) -> None:
-    """Tell the caller of `child.run` how far this function came; does nothing outside its process."""
-    if _channel is not None and os.getpid() == _owner:
-        import cloudpickle
-
-        message = cloudpickle.dumps(progress)
-        if len(message) > LARGEST_FRAME:
-            raise ValueError(f"this progress takes {len(message):,} bytes to send; give a number or a short text")
-        _send(PROGRESS, message)
+    """Tell the caller of `run` how far this function came; does nothing outside its process."""
+    if os.getpid() == _owner:
+        content = cloudpickle.dumps(progress)
+        if len(content) > _LARGEST_MESSAGE:
+            raise ValueError(f"this progress takes {len(content):,} bytes to send; give a number or a short text")
+        _send({"progress": content})
 
 
-def _send(kind: bytes, content: bytes | memoryview) -> None:
-    if os.getpid() != _owner:
-        return  # a process forked by the function went on after it: only the function's own process speaks
-    with _send_lock:
-        for part in (FRAME.pack(kind, len(content)), content):
-            view = memoryview(part)
-            while view:
-                view = view[os.write(_channel, view) :]
+def _send(message: dict | bytes) -> None:
+    if os.getpid() == _owner:  # a process that the function forked does not speak for it
+        with _send_lock:
+            pickle.dump(message, _channel)
+            _channel.flush()
 
 
 class _ValueFile:
     """What the value is pickled into: a large one passes through without a second copy of it in memory."""
 
-    def write(self, data: bytes | memoryview) -> int:
+    def write(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
-        view = view.cast("B") if len(view) else view
-        for start in range(0, len(view), LARGEST_FRAME):
-            _send(VALUE_PART, view[start : start + LARGEST_FRAME])
-        return len(view)
+        for start in range(0, len(view), _LARGEST_MESSAGE):
+            _send(bytes(view[start : start + _LARGEST_MESSAGE]))
 
 
 def _send_value(value: object) -> None:
-    import cloudpickle
-
     try:
         cloudpickle.dump(value, _ValueFile())
     except MemoryError:
@@ -115,21 +113,19 @@ def _send_value(value: object) -> None:
         ) from error
 
 
-def _highest() -> tuple[float | None, float | None]:
-    """Return the largest resident set size of this process and its pages of mapped files now, in MiB."""
-    reading = memory.own()
-    return (None, None) if reading is None else (reading.highest_rss_mib, reading.file_mib)
-
-
-def _describe(error: BaseException) -> tuple[str, str]:
-    """Return the exception in one line and with its traceback, this module's own frame left out."""
+def _described(error: BaseException) -> dict[str, object]:
+    """Return the outcome, the exception in one line, and its traceback without the frame of `main`."""
     try:
         line = "".join(traceback.format_exception_only(error)).strip()
         tb = error.__traceback__.tb_next if error.__traceback__ else None
         text = "".join(traceback.format_exception(type(error), error, tb))
     except BaseException:  # no memory left, or an exception that cannot even be printed
         line = text = type(error).__name__
-    return _shortened(line, _LONGEST_LINE), _shortened(text, _LONGEST_TRACEBACK)
+    return {
+        "outcome": Outcome.OUT_OF_MEMORY if _is_out_of_memory(error, line) else Outcome.RAISED,
+        "error": _shortened(line, _LONGEST_LINE),
+        "traceback": _shortened(text, _LONGEST_TRACEBACK),
+    }
 
 
 def _shortened(text: str, longest: int) -> str:
@@ -139,45 +135,30 @@ def _shortened(text: str, longest: int) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def _is_out_of_memory(error: BaseException, line: str) -> bool:
     """Recognise the ways in which libraries say that memory is used up."""
-    if isinstance(error, MemoryError):
-        return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    if type(error).__name__ in ("ResourceExhaustedError", "OutOfMemoryError"):  # TensorFlow, PyTorch on a GPU
-        return True
+    names = ("ResourceExhaustedError", "OutOfMemoryError")  # TensorFlow, PyTorch on a GPU
     phrase = _PHRASES.get(type(error).__module__.partition(".")[0])
-    return phrase is not None and phrase in _describe(error)[0]
+    return isinstance(error, MemoryError) or type(error).__name__ in names or (phrase is not None and phrase in line)
 
 
 def _die_with(supervisor_pid: int) -> None:
     """Let the kernel kill this process when its supervisor is killed; make it the OOM killer's first choice."""
-    if sys.platform != "linux":
-        return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != supervisor_pid:
         os._exit(1)
-    try:
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")
-    except OSError:
-        pass
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def _give_standard_input_away() -> None:
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
-
-
-def _limit_memory(data_limit_bytes: int | None) -> None:
-    """Let the system refuse a single huge allocation at once; the watchdog sees to the rest."""
-    if data_limit_bytes is None or sys.platform != "linux":
-        return
+def _limit_memory(budget_mib: float) -> None:
+    """Let the system refuse a single huge allocation at once; the supervisor sees to the rest."""
     import resource
 
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    if hard != resource.RLIM_INFINITY:
-        data_limit_bytes = min(data_limit_bytes, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (data_limit_bytes, hard))
+    gpu_driver = any(os.path.exists(path) for path in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd"))
+    slack_mib = _DATA_LIMIT_SLACK_GPU_MIB if gpu_driver else _DATA_LIMIT_SLACK_MIB
+    _, hard_bytes = resource.getrlimit(resource.RLIMIT_DATA)
+    limits_bytes = [int((budget_mib + slack_mib) * memory.MIB)] + [hard_bytes] * (hard_bytes != resource.RLIM_INFINITY)
+    resource.setrlimit(resource.RLIMIT_DATA, (min(limits_bytes), hard_bytes))

@@ -1,4 +1,4 @@
-"""What `helpers/memory.py` promises: figures that agree with the kernel's own, shared pages counted once."""
+"""What `helpers.sandbox.memory` promises: figures that agree with the kernel's own, shared pages counted once."""
 
 import gc
 import os
@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
+from helpers import files as files_room
 from helpers.sandbox import memory, run
 from helpers.sandbox.memory import MIB, TreeMemory, TreeReader
 
@@ -38,6 +39,11 @@ def sleeping_forks(count):
             os._exit(0)
         pids.append(pid)
     return pids
+
+
+def _below(pid):
+    """Return the ids of all processes below one, without itself."""
+    return TreeReader(pid, include_root=False).pids()
 
 
 @pytest.fixture
@@ -69,7 +75,7 @@ def test_peak_agrees_with_the_kernels(seconds):
     """However short the peak: the kernel keeps its height (VmHWM)."""
 
     def rise_and_fall():
-        before = memory.own()
+        before = memory.read_status("self")
         kept = holding(400)
         time.sleep(seconds)
         del kept
@@ -86,22 +92,22 @@ def test_peak_agrees_with_the_kernels(seconds):
 
 @linux_only
 def test_own_memory():
-    before = memory.own()
+    before = memory.read_status("self")
     kept = holding(100)
-    now = memory.own()
+    now = memory.read_status("self")
     assert 95 < now.held_mib - before.held_mib < 110 and len(kept)
     assert now.rss_mib == pytest.approx(now.held_mib + now.file_mib)
-    assert memory.peak_rss_mib() >= now.rss_mib
+    assert now.highest_rss_mib >= now.rss_mib
 
 
 @linux_only
 def test_mapped_file_is_not_held(tmp_path):
     path = tmp_path / "mapped.bin"
     path.write_bytes(bytes(100 << 20))
-    before = memory.own()
+    before = memory.read_status("self")
     mapped = np.memmap(path, np.uint8, mode="r")
     assert not mapped[::4096].any()
-    now = memory.own()
+    now = memory.read_status("self")
     assert now.held_mib - before.held_mib < 10
     assert now.file_mib - before.file_mib > 95
 
@@ -123,8 +129,8 @@ def test_five_processes_sharing_two_hundred_mib():
         kept = holding(200)
         sleeping_forks(5)
         time.sleep(0.5)
-        with TreeReader(os.getpid()) as reader:
-            return reader.quick(), reader.exact(), len(kept)
+        reader = TreeReader(os.getpid())
+        return reader.quick(), reader.exact(), len(kept)
 
     bound, exact, _ = run(share, timeout=60).unwrap()
     assert bound.processes == exact.processes == 6
@@ -139,13 +145,13 @@ def test_bounds_enclose_the_exact_reading():
     def grow():
         shared = holding(100)
         sleeping_forks(2)
-        with TreeReader(os.getpid()) as reader:
-            assert reader.quick().at_least_mib is None
-            reader.exact()
-            private = holding(50)
-            bound, exact = reader.quick(), reader.exact()
-            del private
-            return bound, exact, len(shared)
+        reader = TreeReader(os.getpid())
+        assert reader.quick().at_least_mib is None
+        reader.exact()
+        private = holding(50)
+        bound, exact = reader.quick(), reader.exact()
+        del private
+        return bound, exact, len(shared)
 
     bound, exact, _ = run(grow, timeout=60).unwrap()
     assert bound.at_least_mib <= exact.held_mib + 1 <= bound.held_mib
@@ -157,22 +163,22 @@ def test_bounds_enclose_the_exact_reading():
 def test_reader_follows_births_and_deaths():
     def watch():
         counts = []
-        with TreeReader(os.getpid()) as reader:
-            counts.append(reader.quick().processes)
-            for _ in range(3):
-                reader.quick()  # nothing was born: the list of processes is not read again
-            pids = sleeping_forks(3)
-            counts.append(reader.quick().processes)
-            os.kill(pids[0], 9)
-            time.sleep(0.2)
-            counts.append(reader.quick().processes)  # a zombie holds nothing
-            zombie_known = pids[0] in reader.pids()
-            os.waitpid(pids[0], 0)
-            gone = pids[0] not in reader.pids()
-            pids += sleeping_forks(1)
-            counts.append(reader.quick(unseen_s=600).processes)
-            counts.append(reader.quick().processes)
-            grandchildren = sorted(memory.descendants(os.getpid())) == sorted(pids[1:])
+        reader = TreeReader(os.getpid())
+        counts.append(reader.quick().processes)
+        for _ in range(3):
+            reader.quick()
+        pids = sleeping_forks(3)
+        counts.append(reader.quick().processes)
+        os.kill(pids[0], 9)
+        time.sleep(0.2)
+        counts.append(reader.quick().processes)  # a zombie holds nothing
+        zombie_known = pids[0] in reader.pids()
+        os.waitpid(pids[0], 0)
+        gone = pids[0] not in reader.pids()
+        pids += sleeping_forks(1)
+        counts.append(reader.quick(unseen_s=600).processes)
+        counts.append(reader.quick().processes)
+        grandchildren = sorted(_below(os.getpid())) == sorted(pids[1:])
         return counts, zombie_known, gone, grandchildren
 
     assert run(watch, timeout=60).unwrap() == ([1, 4, 3, 3, 4], True, True, True)
@@ -216,12 +222,12 @@ def test_started_program_is_not_counted_before_it_is_loaded(program, tmp_path):
         actions = [(os.POSIX_SPAWN_OPEN, 0, {str(pipe)!r}, os.O_RDONLY, 0)]
         os.posix_spawn("/bin/sleep", ["sleep", "600"], os.environ, file_actions=actions)
     """)
-    assert _until(lambda: len(memory.descendants(parent.pid)) == 1)
-    child_pid = memory.descendants(parent.pid)[0]
+    assert _until(lambda: len(_below(parent.pid)) == 1)
+    child_pid = _below(parent.pid)[0]
     try:
         time.sleep(0.2)
-        with TreeReader(parent.pid) as reader:
-            held = reader.quick(), reader.exact()
+        reader = TreeReader(parent.pid)
+        held = reader.quick(), reader.exact()
         assert [reading.processes for reading in held] == [1, 1]
         assert all(200 < reading.held_mib < 250 for reading in held)
     finally:
@@ -242,35 +248,85 @@ def test_reader_closes_its_files(program):
     program("print('ready', flush=True); input()")
     gc.collect()
     before = count_files()
-    with TreeReader(os.getpid()) as reader:
-        assert reader.quick().processes >= 2
-    reader.close()
+    reader = TreeReader(os.getpid())
+    assert reader.quick().processes >= 2
     assert count_files() == before
 
 
 def test_root_left_out(program):
     program("print('ready', flush=True); input()")
-    with TreeReader(os.getpid(), include_root=False) as reader:
-        assert os.getpid() not in reader.pids()
-        without = reader.exact()
+    reader = TreeReader(os.getpid(), include_root=False)
+    assert os.getpid() not in reader.pids()
+    without = reader.exact()
     assert without.processes == memory.current().processes - 1
 
 
 def test_processes_that_are_gone(program):
     process = program("print('ready', flush=True); input()")
-    with TreeReader(process.pid) as reader:
-        assert reader.exact().processes == 1
-        process.kill()
-        process.wait()
-        assert reader.exact() == TreeMemory(0, 0, 0, 0, "pss" if sys.platform == "linux" else "uss")
-        assert reader.quick().processes == 0
-    assert memory.descendants(process.pid) == []
+    reader = TreeReader(process.pid)
+    assert reader.exact().processes == 1
+    process.kill()
+    process.wait()
+    assert reader.exact() == TreeMemory(0, 0, 0, 0, "pss" if sys.platform == "linux" else "uss")
+    assert reader.quick().processes == 0
+    assert _below(process.pid) == []
 
 
 def test_mark_in_the_environment(program, monkeypatch):
     monkeypatch.setenv("SOME_MARKS", "first 1f0e9c second")
     process = program("print('ready', flush=True); input()")
     assert memory.carrying("1f0e9c") == [process.pid]
+
+
+# Kernels that tell less, and swap
+
+
+@pytest.fixture
+def proc(tmp_path, monkeypatch):
+    """Make a /proc of one process; return a function that writes its files."""
+    monkeypatch.setattr(memory, "_PROC", str(tmp_path))
+    (tmp_path / "7").mkdir()
+    (tmp_path / "loadavg").write_text("0.00 0.00 0.00 0/0 0\n")
+    (tmp_path / "7" / "stat").write_text("7 (name) S 1 7 7")
+
+    def write(**files):
+        for name, kib in files.items():
+            text = "".join(f"{key}:\t{value * 1024} kB\n" for key, value in kib.items())
+            (tmp_path / "7" / name).write_text(text)
+        return TreeReader(7)
+
+    return write
+
+
+STATUS = {"VmHWM": 90, "VmRSS": 60, "RssAnon": 30, "RssFile": 20, "RssShmem": 10}
+ROLLUP = {"Rss": 60, "Pss": 33, "Pss_Anon": 15, "Pss_File": 8, "Pss_Shmem": 10}
+
+
+@linux_only
+def test_swapped_pages_are_held(proc):
+    """Also in zram: the kernel has moved them, and cannot drop them."""
+    reader = proc(status=STATUS | {"VmSwap": 50}, smaps_rollup=ROLLUP | {"Swap": 50, "SwapPss": 25})
+    bound, exact = reader.quick(), reader.exact()
+    assert (bound.held_mib, bound.method) == (90, "rss-parts")
+    assert (exact.held_mib, exact.method) == (50, "pss")
+    proc(status=STATUS | {"VmRSS": 40, "RssAnon": 10, "VmSwap": 70})  # 20 MiB more are swapped out
+    assert reader.quick().at_least_mib == 50
+
+
+@linux_only
+@pytest.mark.parametrize("rollup", [None, {"Rss": 60, "Pss": 33}], ids=["none", "as before Linux 5.9"])
+def test_without_shares_of_shared_pages(proc, rollup):
+    reader = proc(status=STATUS, **({"smaps_rollup": rollup} if rollup else {}))
+    exact = reader.exact()
+    assert (exact.held_mib, exact.file_mib, exact.processes, exact.method) == (40, 20, 1, "rss-parts")
+
+
+@linux_only
+def test_with_nothing_but_the_resident_set_size(proc):
+    reader = proc(status={"VmSize": 900, "VmRSS": 60})
+    for reading in (reader.quick(), reader.exact()):
+        assert (reading.held_mib, reading.file_mib, reading.rss_mib) == (60, 0, 60)
+        assert (reading.processes, reading.method, reading.highest_rss_mib) == (1, "rss", None)
 
 
 # Other systems
@@ -287,16 +343,16 @@ def test_without_proc(not_linux, program):
         "subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE);"
         "print('ready', flush=True); input()"
     )
-    (grandchild,) = memory.descendants(process.pid)
-    with TreeReader(process.pid) as reader:
-        assert sorted(reader.pids()) == sorted([process.pid, grandchild])
-        bound, exact = reader.quick(), reader.exact()
+    (grandchild,) = _below(process.pid)
+    reader = TreeReader(process.pid)
+    assert sorted(reader.pids()) == sorted([process.pid, grandchild])
+    bound, exact = reader.quick(), reader.exact()
     for reading in (bound, exact):
         assert (reading.method, reading.processes) == ("uss", 2)
         assert 100 < reading.held_mib < 150
         assert reading.held_mib + reading.file_mib == pytest.approx(reading.rss_mib)
         assert reading.highest_rss_mib is None and reading.at_least_mib is None
-    assert memory.descendants(2**31 - 2) == []
+    assert _below(2**31 - 2) == []
 
 
 def test_mark_without_proc(not_linux, program, monkeypatch):
@@ -316,9 +372,9 @@ def test_where_the_system_refuses(not_linux, monkeypatch, denied):
     assert (reading.held_mib > 5) is (denied == "memory_full_info")
 
 
-def test_no_status_file(monkeypatch):
-    monkeypatch.setattr(Path, "read_bytes", lambda self: (_ for _ in ()).throw(FileNotFoundError))
-    assert memory.own() is None and memory.peak_rss_mib() is None
+def test_no_status_file(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "_PROC", str(tmp_path))
+    assert memory.read_status("self") is None
 
 
 # The machine
@@ -333,8 +389,8 @@ def cgroups(tmp_path, monkeypatch):
             (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / path).write_text(text)
         (tmp_path / "of_self").write_text(of_self)
-        monkeypatch.setattr(memory, "_CGROUP_MOUNT", tmp_path)
-        monkeypatch.setattr(memory, "_CGROUP_OF_SELF", tmp_path / "of_self")
+        monkeypatch.setattr(files_room, "_CGROUP_MOUNT", tmp_path)
+        monkeypatch.setattr(files_room, "_CGROUPS_OF_SELF", tmp_path / "of_self")
         return memory.total_mib(), memory.available_mib()
 
     return make
@@ -403,3 +459,29 @@ def test_more_used_than_allowed(cgroups):
 def test_unreadable_groups(cgroups, of_self):
     total, _ = cgroups({"memory.max": "nonsense", "memory/memory.limit_in_bytes": "12"}, of_self)
     assert total == psutil.virtual_memory().total / MIB
+
+
+def test_limit_that_only_slows_down(cgroups):
+    """Above memory.high the kernel takes pages back until nothing goes on."""
+    assert cgroups({**_group("", 100, 40), "memory.high": f"{64 * MIB}\n"}, "0::/\n") == (64, 24)
+    total, _ = cgroups({**_group("", "max", 40), "memory.high": "max\n"}, "0::/\n")
+    assert total == psutil.virtual_memory().total / MIB
+
+
+@pytest.mark.parametrize(
+    ("files", "of_self", "cores"),
+    [
+        ({}, "0::/\n", 8),
+        ({"cpu.max": "max 100000\n"}, "0::/\n", 8),
+        ({"cpu.max": "50000 100000\n"}, "0::/\n", 1),
+        ({"cpu.max": "250000 100000\n"}, "0::/\n", 3),
+        ({"a/cpu.max": "max 100000\n", "cpu.max": "200000 100000\n"}, "0::/a\n", 2),
+        ({"cpu/a/cpu.cfs_quota_us": "50000\n", "cpu/a/cpu.cfs_period_us": "100000\n"}, "4:cpu,cpuacct:/a\n", 1),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, "4:cpu,cpuacct:/\n", 8),
+        ({"cpu.max": "nonsense\n"}, "nonsense\n", 8),
+    ],
+)
+def test_quota_of_cores(cgroups, monkeypatch, files, of_self, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    cgroups(files, of_self)
+    assert files_room.usable_cores() == cores

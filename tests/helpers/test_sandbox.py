@@ -1,4 +1,4 @@
-"""What `helpers/child.py` promises: every end of a function is a value, and nothing of it is left behind."""
+"""What `helpers.sandbox.run` promises: every end of a function is a value, and nothing of it is left behind."""
 
 import gc
 import os
@@ -20,9 +20,8 @@ import psutil
 import pytest
 from conftest import TEST_ALL
 
-from helpers.sandbox import ChildError, report, run
+from helpers.sandbox import ChildError, Outcome, report, run, worker
 from helpers.sandbox import caller as child
-from helpers.sandbox.worker import _is_out_of_memory
 
 ROOT = Path(child.__file__).resolve().parents[2]
 MARK = "TEST_CHILD_MARK"
@@ -338,7 +337,7 @@ def test_one_huge_allocation_is_refused():
 
 @linux_only
 def test_allocation_far_over_the_budget_is_refused_before_it_is_touched():
-    slack_mib = max(child._DATA_LIMIT_SLACK_MIB, child._DATA_LIMIT_SLACK_GPU_MIB if _has_gpu_driver() else 0)
+    slack_mib = worker._DATA_LIMIT_SLACK_GPU_MIB if _has_gpu_driver() else worker._DATA_LIMIT_SLACK_MIB
 
     def take(mib):
         import mmap
@@ -410,6 +409,46 @@ def test_shared_pages_count_once_until_they_are_written():
     assert 100 < shared.peak_mib < 200 and shared.peak_rss_mib > 400
     written = run(share, True, memory_budget=BUDGET_MIB, timeout=60)
     assert written.outcome == "out of memory"
+
+
+TELLS_LESS = """
+    import builtins, io
+    whole = builtins.open
+
+    def open_less(file, *args, **kwargs):
+        name = str(file)
+        if name.startswith("/proc/") and name.endswith("/smaps_rollup"):
+            raise FileNotFoundError(2, "No such file or directory", name)
+        opened = whole(file, *args, **kwargs)
+        if not HAS_PARTS and name == "/proc/loadavg":
+            return io.BytesIO(b"0.00 0.00 0.00 0/0 0")
+        if not HAS_PARTS and name.startswith("/proc/") and name.endswith("/status"):
+            with opened:
+                lines = opened.read().splitlines(keepends=True)
+            return io.BytesIO(b"".join(line for line in lines if not line.startswith((b"Rss", b"VmHWM", b"VmSwap"))))
+        return opened
+
+    builtins.open = open_less
+"""
+
+
+@linux_only
+@pytest.mark.parametrize(("has_parts", "method"), [(True, "rss-parts"), (False, "rss")], ids=["old", "gVisor"])
+def test_budget_holds_where_the_kernel_tells_less(has_parts, method, tmp_path, monkeypatch, mark):
+    (tmp_path / "sitecustomize.py").write_text(f"HAS_PARTS = {has_parts}\n{textwrap.dedent(TELLS_LESS)}")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+
+    def hold(mib):
+        in_forked(holding, mib)
+        kept = holding(mib)
+        time.sleep(1.5)
+        return len(kept)
+
+    fits = run(hold, 20, memory_budget=400, timeout=60)
+    assert (fits.outcome, fits.method, fits.processes) == ("finished", method, 2), fits.error
+    assert fits.baseline_mib > 10
+    assert run(hold, 400, memory_budget=400, timeout=60).outcome == "out of memory"
+    assert not marked(mark)
 
 
 @linux_only
@@ -533,7 +572,7 @@ def _error_of(module, name, text=""):
     ],
 )
 def test_what_libraries_say_when_memory_is_used_up(error, expected):
-    assert _is_out_of_memory(error) is expected
+    assert worker._described(error)["outcome"] == (Outcome.OUT_OF_MEMORY if expected else Outcome.RAISED)
 
 
 # Output and progress
