@@ -1,6 +1,7 @@
 """Look into every image of a folder before a training meets it: what is broken, what is not what it seems.
 
     python data_scripts/check_images.py FOLDER [--json FILE] [--max-pixels N] [--min-per-class N]
+    python data_scripts/check_images.py FOLDER --labels TABLE [--label-column NAME]
     python data_scripts/check_images.py FOLDER --quarantine DIR [--kinds empty,truncated]
     python data_scripts/check_images.py --undo DIR
     python data_scripts/check_images.py FOLDER --undo DIR    where FOLDER has moved since
@@ -28,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from helpers.files import ExitStatus, printable, tolerant_streams
+from helpers.files import ExitStatus, printable, shown_warnings, tolerant_streams
 
 _MOST_SHOWN = {"error": 10, UNDECIDED: 10, "warning": 3, "note": 1}  # of each kind
 # Which of two labels is the right one, only the user knows: those files stay unless they are asked for.
@@ -62,6 +63,8 @@ Exit status: 0; 1 where errors were found, or --undo could not move all files ba
 where no errors were found but some files are undecided.""",
     )
     parser.add_argument("folder", nargs="?", type=Path, help="images, usually one folder of them for each class")
+    parser.add_argument("--labels", type=Path, metavar="TABLE", help="of classes: CSV, TSV or text")
+    parser.add_argument("--label-column", metavar="NAME", help="the table's column of classes")
     parser.add_argument("--json", metavar="FILE", help="all findings; - for standard output")
     parser.add_argument("--max-pixels", type=_count, default=100_000_000, metavar="N", help="more are not decoded")
     parser.add_argument("--min-per-class", type=_count, default=10, metavar="N", help="fewer make a class a finding")
@@ -115,13 +118,16 @@ def _check(options: argparse.Namespace) -> ExitStatus:
             bar.total = total
             bar.refresh()
 
-        inspection = inspect_folder(
-            options.folder,
-            max_pixels=options.max_pixels,
-            min_per_class=options.min_per_class,
-            on_progress=bar.update,
-            on_total=expect,
-        )
+        with shown_warnings(lambda text: print(text, file=sys.stderr)):
+            inspection = inspect_folder(
+                options.folder,
+                labels=options.labels,
+                label_column=options.label_column,
+                max_pixels=options.max_pixels,
+                min_per_class=options.min_per_class,
+                on_progress=bar.update,
+                on_total=expect,
+            )
     # What took long is kept first; a full disk or a closed pipe then spoils nothing else.
     moved = 0
     try:
@@ -159,6 +165,8 @@ def _show(inspection: Inspection, console: Console) -> None:
     counts = ", ".join(f"{len(inspection.of(severity)):,} {severity}s" for severity in ("error", "warning", "note"))
     counts += f"; {undecided:,} files undecided" if (undecided := len(inspection.of(UNDECIDED))) else ""
     rate = f"{60 * inspection.files / max(inspection.seconds, 1e-9):,.0f} images/min"
+    for line in inspection.summary:
+        console.print(line)
     classes = f"{len(inspection.classes)} classes"
     console.print(f"{inspection.files:,} images of {classes}: {counts}; {inspection.seconds:.1f} s, {rate}")
 

@@ -7,6 +7,7 @@ memory on this machine, or a disk that does not answer, says nothing about a fil
 
 from __future__ import annotations
 
+import base64
 import errno
 import hashlib
 import io
@@ -18,7 +19,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -26,12 +27,16 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import simplejpeg
+from copies import equal_files, near_copies, small_picture
 from PIL import Image
 
 from helpers.files import usable_cores, write_whole
+from helpers.folders import is_part
 from helpers.images import MAX_FILE_BYTES, decode_image, read_file
-from helpers.listing import IMAGE_SUFFIXES
+from helpers.listing import NO_REGULAR_FILE, Listing, list_folder
 from helpers.sandbox import ChildResult, Outcome, report, run
+from helpers.tables import read_labels
 
 __all__ = ["JSON_START", "KINDS", "UNDECIDED", "Finding", "Inspection", "inspect_folder", "save"]
 
@@ -45,6 +50,11 @@ KINDS = {
     "deadly": (ERROR, "crashes or hangs a decoder"),
     "two labels": (ERROR, "the same content in two classes"),
     "undecided": (UNDECIDED, "this machine could not tell: too little memory, or a disk that does not answer"),
+    "damaged": (WARNING, "decoded with faults: the JPEG library warns of them, and fills in what it lacks"),
+    "nearly black": (WARNING, "16 bits a channel, of which few are used: as 8 bits, nearly black"),
+    "in two parts": (WARNING, "the same picture in two parts of the data, such as train and val"),
+    "near copy, two labels": (WARNING, "nearly the same picture in two classes"),
+    "no gray": (WARNING, "TensorFlow refuses it where one channel is asked for"),
     "misnamed": (WARNING, "another format than its name says"),
     "cmyk": (WARNING, "colours for print; decoders convert them differently"),
     "16-bit": (WARNING, "more than 8 bits a channel; the rest is dropped"),
@@ -52,13 +62,15 @@ KINDS = {
     "animated": (WARNING, "several pictures; the first one counts"),
     "decoders disagree": (WARNING, "OpenCV and TensorFlow give different pixels"),
     "duplicate": (WARNING, "the same content as another file of its class"),
+    "near copy": (WARNING, "nearly the same picture as another file of its class: resized, or compressed again"),
     "few images": (WARNING, "a class with few images"),
     "transparent": (NOTE, "transparency is dropped"),
     "grayscale": (NOTE, "gray; decoded to three equal channels"),
     "not looked at": (NOTE, "no image by its name"),
 }
 JSON_START = b'{\n "folder": '  # of what `Inspection.to_json` gives
-_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WEBP"}
+_FORMATS = dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG") | {".png": "PNG", ".bmp": "BMP", ".webp": "WEBP"}
+_NEARLY_BLACK = 16  # of 255, the brightest pixel of 12 bits in a file of 16
 _DISAGREE_LEVELS = 6.0  # mean difference, of 255; two correct JPEG decoders differ by one or two
 _ORIENTATION = 0x0112
 _SILENCE_S = 60.0  # for which a single file may be read, and then decoded
@@ -107,8 +119,10 @@ class Inspection:
     findings : tuple of Finding
         In the order of `KINDS`, then of names.
     classes : dict
-        Number of usable images in each class folder; those that lie in no folder under an empty name.
+        Number of usable images in each class; those that have none under an empty name.
     seconds : float
+    summary : tuple of str
+        Lines that say what is in the folder, and what was not looked at.
     """
 
     folder: Path
@@ -116,6 +130,7 @@ class Inspection:
     findings: tuple[Finding, ...]
     classes: dict[str, int]
     seconds: float
+    summary: tuple[str, ...] = ()
 
     def of(self, severity: str) -> list[Finding]:
         """Return the findings of one severity."""
@@ -126,6 +141,7 @@ class Inspection:
         values = {
             "folder": str(self.folder),
             "files": self.files,
+            "summary": self.summary,
             "classes": self.classes,
             "findings": [{**asdict(one), "severity": one.severity} for one in self.findings],
         }
@@ -143,6 +159,8 @@ def save(inspection: Inspection, path: str | os.PathLike) -> None:
 def inspect_folder(
     folder: str | os.PathLike,
     *,
+    labels: str | os.PathLike | None = None,
+    label_column: str | None = None,
     max_pixels: int = 100_000_000,
     min_per_class: int = 10,
     on_progress: Callable[[int], object] = lambda count: None,
@@ -154,7 +172,9 @@ def inspect_folder(
     Parameters
     ----------
     folder : path
-        One folder of images for each class, or any other arrangement.
+        One folder of images for each class, also in train/ and val/, or any other arrangement.
+    labels, label_column : optional
+        A table of classes, as for `folders.find_labelled_images`.
     max_pixels : int
         An image with more is not decoded: a small file can claim a picture that fills the memory.
     min_per_class : int
@@ -172,45 +192,42 @@ def inspect_folder(
         If this machine cannot look into a single file.
     """
     started = time.monotonic()
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise (NotADirectoryError if folder.exists() else FileNotFoundError)(f"{folder}: no such folder")
-    paths, others, faults = _listed(folder)
+    folder, listing = Path(folder), list_folder(folder)
+    paths, findings = _listed(listing)
+    named = None
+    if labels is not None:
+        table = read_labels(folder, listing.all_images(), labels, label_column=label_column)
+        named = {os.path.relpath(path, folder): name for path, name in table.items()}
+    where = _places(paths, named)
     on_total(len(paths))
     looks = _looks(folder, paths, max_pixels, on_progress, silence_s)
-    findings = [*faults, *others]
     findings += [Finding(path, kind, detail) for path, look in looks.items() for kind, detail in look["findings"]]
     unusable = {one.path for one in findings if one.severity == ERROR}
-    hashes = {path: look["sha256"] for path, look in looks.items() if path not in unusable and look["sha256"]}
-    findings += _duplicates(hashes)
-    classes = Counter(_class_of(path) for path in looks if path not in unusable)
-    for name in {_class_of(path) for path in looks} - {""}:
-        if classes[name] < min_per_class:
-            findings.append(Finding(name, "few images", f"{classes[name]} usable"))
+    findings += _same_pictures({path: look for path, look in looks.items() if path not in unusable}, where)
+    counts = Counter(where(path) for path in looks if path not in unusable)
+    for part, name in sorted({where(path) for path in looks}):
+        if name and counts[part, name] < min_per_class:
+            findings.append(Finding(os.path.join(part, name), "few images", f"{counts[part, name]} usable"))
+    classes = Counter()
+    for (_, name), count in counts.items():
+        classes[name] += count
     order = list(KINDS)
     findings.sort(key=lambda one: (order.index(one.kind), one.path))
-    return Inspection(folder, len(paths), tuple(findings), dict(sorted(classes.items())), time.monotonic() - started)
+    seconds = time.monotonic() - started
+    summary = tuple(listing.describe())
+    return Inspection(folder, len(paths), tuple(findings), dict(sorted(classes.items())), seconds, summary)
 
 
-def _listed(folder: Path) -> tuple[list[str], list[Finding], list[Finding]]:
-    """Return the images below a folder by their names, what else is there, and folders that cannot be read."""
-    faults: list[Finding] = []
-    paths, others = [], []
-
-    def refuse(error: OSError) -> None:
-        faults.append(Finding(os.path.relpath(error.filename, folder), "unreadable", error.strerror or str(error)))
-
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if name[0] != ".")
-        for name in sorted(names):
-            path = os.path.relpath(os.path.join(parent, name), folder)
-            if name[0] == ".":
-                continue
-            if name.lower().endswith(IMAGE_SUFFIXES):
-                paths.append(path)
-            else:
-                others.append(Finding(path, "not looked at", os.path.splitext(name)[1] or "no ending"))
-    return paths, others, faults
+def _listed(listing: Listing) -> tuple[list[str], list[Finding]]:
+    """Return the images of a folder, as `find_images` sees them, and what else is there or cannot be read."""
+    found = [
+        Finding(os.path.relpath(error.filename, listing.folder), "unreadable", error.strerror or str(error))
+        for error in listing.unreadable
+    ]
+    for reason, paths in listing.left_out.items():
+        kind = "unreadable" if reason == NO_REGULAR_FILE else "not looked at"
+        found += [Finding(os.path.relpath(path, listing.folder), kind, reason) for path in paths if reason != "hidden"]
+    return [os.path.relpath(path, listing.folder) for path in listing.all_images()], found
 
 
 def _looks(
@@ -376,15 +393,18 @@ def _look_at(path: str, max_pixels: int, on_read: Callable[[], object] = lambda:
     on_read()
     if not data:
         return {"findings": [("empty", "0 bytes")], "sha256": None}
+    picture = None
     try:
         findings, is_safe = _header_findings(data, path, max_pixels)
         if is_safe:
-            findings += _pixel_findings(data, path)
+            more, picture = _pixel_findings(data, path, {kind for kind, _ in findings})
+            findings += more
     except Exception as error:  # whatever a library makes of a hostile file
         if isinstance(error, (MemoryError, cv2.error)) or type(error).__name__ == "ResourceExhaustedError":
             raise
         findings = [("undecodable", f"{type(error).__name__}: {error}")]
-    return {"findings": findings, "sha256": hashlib.sha256(data).hexdigest()}
+    small = picture and base64.b64encode(picture).decode()
+    return {"findings": findings, "sha256": hashlib.sha256(data).hexdigest(), "picture": small}
 
 
 def _header_findings(data: bytes, path: str, max_pixels: int) -> tuple[list[tuple[str, str]], bool]:
@@ -437,22 +457,49 @@ def _is_known(data: bytes) -> bool:
     return data.startswith((b"\xff\xd8", b"\x89PNG", b"BM")) or data[8:12] == b"WEBP"
 
 
-def _pixel_findings(data: bytes, path: str) -> list[tuple[str, str]]:
-    """Decode with both decoders and compare."""
-    import tensorflow as tf
-
+def _pixel_findings(data: bytes, path: str, known: set[str]) -> tuple[list[tuple[str, str]], bytes | None]:
+    """Decode with both decoders and compare; also return the picture, made small."""
     try:
         ours = decode_image(data, path)
     except ValueError as error:
         _require_memory(data)
         text = str(error).removeprefix(path).lstrip(": ")
-        return [("truncated" if "truncated" in text else "undecodable", text.partition(";")[0])]
-    if data[8:12] == b"WEBP":
-        return []  # TensorFlow has no decoder for it that `decode_image` uses
+        return [("truncated" if "truncated" in text else "undecodable", text.partition(";")[0])], None
+    findings, picture = _jpeg_warnings(data), small_picture(ours)
+    if "16-bit" in known and (brightest := int(ours.max())) < _NEARLY_BLACK:
+        findings.append(("nearly black", f"no pixel above {brightest} of 255"))
+    if data.startswith((b"\xff\xd8", b"\x89PNG")):  # the pipelines of TensorFlow leave the others to OpenCV
+        findings += _of_tensorflow(data, ours, known)
+    return findings, picture
+
+
+def _jpeg_warnings(data: bytes) -> list[tuple[str, str]]:
+    """Return what libjpeg warns of; OpenCV and TensorFlow pass over it. The size does not matter: decode 1/8 of it."""
+    if not data.startswith(b"\xff\xd8"):
+        return []
+    least = {"min_height": 1, "min_width": 1, "min_factor": 8, "fastdct": True, "fastupsample": True}
+    try:
+        simplejpeg.decode_jpeg(data, "GRAY", strict=True, **least)
+    except ValueError as error:
+        if "orrupt" in str(error) or "remature" in str(error):
+            return [("damaged", str(error))]
+    return []
+
+
+def _of_tensorflow(data: bytes, ours: np.ndarray, known: set[str]) -> list[tuple[str, str]]:
+    """Decode as `tf_data` and `tf1_queues` do; say what differs from OpenCV's picture."""
+    import tensorflow as tf
+
+    findings = []
     shape, step = ours.shape, max(1, int((ours.shape[0] * ours.shape[1] / 100_000) ** 0.5))
     ours = ours[::step, ::step].astype(np.int16)  # so that a large picture is in memory once
     try:
         theirs = tf.io.decode_image(data, channels=3, expand_animations=False).numpy()
+        if "cmyk" in known:
+            try:
+                tf.io.decode_image(data, channels=1, expand_animations=False)
+            except tf.errors.InvalidArgumentError:
+                findings.append(("no gray", "print colours"))
     except tf.errors.ResourceExhaustedError:
         raise
     except tf.errors.OpError as error:
@@ -463,7 +510,9 @@ def _pixel_findings(data: bytes, path: str) -> list[tuple[str, str]]:
     if shape != theirs.shape:
         return [("decoders disagree", f"OpenCV {shape[:2]}, TensorFlow {theirs.shape[:2]} (height, width)")]
     levels = float(np.abs(ours - theirs[::step, ::step].astype(np.int16)).mean())
-    return [("decoders disagree", f"by {levels:.0f} levels on average")] if levels > _DISAGREE_LEVELS else []
+    if levels > _DISAGREE_LEVELS:
+        findings.append(("decoders disagree", f"by {levels:.0f} levels on average"))
+    return findings
 
 
 def _require_memory(data: bytes) -> None:
@@ -475,16 +524,35 @@ def _require_memory(data: bytes) -> None:
     np.empty(_MOST_BYTES_PER_PIXEL * width * height, np.uint8)  # takes no memory until it is written
 
 
-def _duplicates(hashes: dict[str, str]) -> Iterator[Finding]:
-    by_content = defaultdict(list)
-    for path, sha256 in hashes.items():
-        by_content[sha256].append(path)
-    for same in by_content.values():
-        first, *others = sorted(same)
-        for path in others:
-            kind = "duplicate" if _class_of(path) == _class_of(first) else "two labels"
-            yield Finding(path, kind, f"same bytes as {first}")
+def _same_pictures(looks: dict[str, dict], where: Callable[[str], tuple[str, str]]) -> Iterator[Finding]:
+    """Yield a finding for each file whose picture another one has, too: equal bytes, or nearly the same pixels."""
+    equal = dict(equal_files({path: look["sha256"] for path, look in looks.items() if look["sha256"]}))
+    pictures = {path: look["picture"] for path, look in looks.items() if look.get("picture") and path not in equal}
+    near = near_copies({path: base64.b64decode(picture) for path, picture in pictures.items()})
+    for pairs, how in ((equal.items(), "same bytes as"), (near, "nearly the same pixels as")):
+        for path, first in pairs:
+            (part, name), (first_part, first_name) = where(path), where(first)
+            if name != first_name:
+                kind = "two labels" if path in equal else "near copy, two labels"
+            elif part != first_part:
+                kind = "in two parts"
+            else:
+                kind = "duplicate" if path in equal else "near copy"
+            yield Finding(path, kind, f"{how} {first}")
 
 
-def _class_of(path: str) -> str:
-    return path.partition(os.sep)[0] if os.sep in path else ""
+def _places(paths: Sequence[str], labels: dict[str, str] | None) -> Callable[[str], tuple[str, str]]:
+    """Return a function that gives the part of the data (train, val) and the class of a path, empty where it has none."""
+    tops = {path.partition(os.sep)[0] for path in paths if os.sep in path}
+    depth = 1 if tops and all(is_part(name) for name in tops) else 0
+
+    def where(path: str) -> tuple[str, str]:
+        part, name = "", ""
+        folders = path.split(os.sep)[:-1]
+        if depth and folders:
+            part = folders[0]
+        if len(folders) > depth:
+            name = folders[depth]
+        return part, labels.get(path, "") if labels is not None else name
+
+    return where

@@ -5,6 +5,7 @@ Stands on the ground: it imports nothing else of the course.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -12,7 +13,6 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 from typing import BinaryIO
@@ -44,7 +44,7 @@ class ExitStatus(IntEnum):
     CANNOT = 2  # arguments, files or a machine that it cannot work with
 
 
-@contextmanager
+@contextlib.contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
     """Add the file to an error of the system that does not say which: a full disk."""
     try:
@@ -55,7 +55,7 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
         raise
 
 
-@contextmanager
+@contextlib.contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """Write a file so that its name never stands for half of it, not even after a power cut.
 
@@ -93,7 +93,7 @@ def write_whole(path: str | os.PathLike, content: bytes | str) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
-@contextmanager
+@contextlib.contextmanager
 def locked(path: str | os.PathLike, busy: str, *, wait_s: float = 0.0) -> Iterator[None]:
     """Run a block while no other process holds the same lock; a lock ends with its holder, however that ends.
 
@@ -179,7 +179,7 @@ def tolerant_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-@contextmanager
+@contextlib.contextmanager
 def shown_warnings(show: Callable[[str], object]) -> Iterator[None]:
     """Hand each warning in a `with` block to `show` as a sentence, without the line of code that it came from."""
     with warnings.catch_warnings():

@@ -27,6 +27,7 @@ __all__ = [
     "find_images",
     "find_labelled_images",
     "find_unlabelled_images",
+    "is_part",
 ]
 
 DEFAULT_COURSE_IMAGES = 2000
@@ -326,12 +327,17 @@ def _listed(folder: str | os.PathLike) -> Listing:
 
 
 # Folders that are parts of a data set, or kinds of pictures: a network that tells them apart learns nothing.
-_PARTS = re.compile(
+_PART = re.compile(
     r"(train|training|val|valid|validation|dev|eval|test|testing|holdout|unlabell?ed|fold|split|part)[-_ ]?\d*"
     r"|(train|val|test)(19|20)\d\d|(images?|imgs?|jpe?gimages|photos?|pictures?|masks?|labels?|annotations?|segmentations?"
     r"|ground_?truth|gt|depth)([-_](train|val|test))?",
     re.IGNORECASE,
 )
+
+
+def is_part(name: str) -> bool:
+    """Tell whether a folder is, by its name, a part of a data set, such as train or val, and no class."""
+    return bool(_PART.fullmatch(name))
 
 
 def _require_classes(listing: Listing) -> None:
@@ -346,7 +352,7 @@ def _require_classes(listing: Listing) -> None:
     inside = {name: _folders_below(os.path.join(listing.folder, name), paths) for name, paths in images.items()}
     first = min(images, key=lambda name: (not name.lower().startswith("train"), name))
     below = printable(os.path.join(listing.folder, first))
-    if all(_PARTS.fullmatch(name) for name in images):
+    if all(is_part(name) for name in images):
         found = f"{_some(sorted(images))}: parts of a data set by their names, not classes"
     elif len(images) == 1 and len(inside[first]) > 1 and "" not in inside[first]:
         raise ValueError(f"{here}: all images are in folders of {printable(first)}/; give {below}")
