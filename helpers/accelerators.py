@@ -14,16 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-__all__ = [
-    "MODELS",
-    "EmulatedAccelerator",
-    "KerasAccelerator",
-    "ceiling",
-    "mobilenet_v2",
-    "resnet50",
-    "small_cnn",
-    "vgg16",
-]
+__all__ = ["MODELS", "EmulatedAccelerator", "KerasAccelerator", "ceiling", "small_cnn"]
 
 Step = Callable[[object, object], None]
 
@@ -94,44 +85,31 @@ def small_cnn(image_size: tuple[int, int], channels: int, class_count: int):
     )
 
 
-def resnet50(image_size: tuple[int, int], channels: int, class_count: int):
-    """Build ResNet-50 (He et al. 2015), untrained: the model that most benchmarks of input pipelines feed.
+def _application(keras_name: str, name: str) -> Callable:
+    """Return a function that builds a model of `keras.applications`, untrained; for the rest like `small_cnn`."""
 
-    Parameters and result as for `small_cnn`.
-    """
-    return _application("ResNet50", image_size, channels, class_count)
+    def build(image_size: tuple[int, int], channels: int, class_count: int):
+        import keras
 
+        shape = (*image_size, channels)
+        body = getattr(keras.applications, keras_name)(
+            weights=None, classes=class_count, classifier_activation=None, input_shape=shape
+        )
+        images = keras.Input(shape, dtype="uint8", name="images")
+        scores = body(keras.layers.Rescaling(1 / 127.5, offset=-1)(images))
+        # In mixed precision the softmax stays in float32, as Keras' guide asks.
+        return keras.Model(images, keras.layers.Activation("softmax", dtype="float32")(scores), name=body.name)
 
-def vgg16(image_size: tuple[int, int], channels: int, class_count: int):
-    """Build VGG16 (Simonyan and Zisserman 2014), untrained: about four times the arithmetic of ResNet-50.
-
-    Parameters and result as for `small_cnn`.
-    """
-    return _application("VGG16", image_size, channels, class_count)
-
-
-def mobilenet_v2(image_size: tuple[int, int], channels: int, class_count: int):
-    """Build MobileNetV2 (Sandler et al. 2018), untrained: so light that a GPU asks for several times the images.
-
-    Parameters and result as for `small_cnn`.
-    """
-    return _application("MobileNetV2", image_size, channels, class_count)
+    build.__name__ = name
+    return build
 
 
-def _application(name: str, image_size: tuple[int, int], channels: int, class_count: int):
-    import keras
-
-    shape = (*image_size, channels)
-    body = getattr(keras.applications, name)(
-        weights=None, classes=class_count, classifier_activation=None, input_shape=shape
-    )
-    images = keras.Input(shape, dtype="uint8", name="images")
-    scores = body(keras.layers.Rescaling(1 / 127.5, offset=-1)(images))
-    # In mixed precision the softmax stays in float32, as Keras' guide asks.
-    return keras.Model(images, keras.layers.Activation("softmax", dtype="float32")(scores), name=body.name)
-
-
-MODELS = {"resnet50": resnet50, "vgg16": vgg16, "mobilenet_v2": mobilenet_v2, "small_cnn": small_cnn}
+MODELS = {
+    "resnet50": _application("ResNet50", "resnet50"),  # which most benchmarks of input pipelines feed
+    "vgg16": _application("VGG16", "vgg16"),  # about four times the arithmetic
+    "mobilenet_v2": _application("MobileNetV2", "mobilenet_v2"),  # so light that a GPU needs several times the images
+    "small_cnn": small_cnn,
+}
 
 
 @dataclass(frozen=True)
@@ -145,20 +123,16 @@ class KerasAccelerator:
         probabilities; by default `small_cnn`. `MODELS` has others.
     precision : str, optional
         Keras' dtype policy while the model is built, such as ``mixed_bfloat16``; by default the one that is set.
-    jit_compile : bool or "auto"
-        Whether XLA compiles the training step; "auto" leaves it to Keras.
     """
 
     build: Callable = small_cnn
     precision: str | None = None
-    jit_compile: bool | str = "auto"
     kind: str = field(default="keras", init=False)
 
     @property
     def label(self) -> str:
         """Name for tables and figures."""
-        xla = {"auto": "", True: "XLA", False: "no XLA"}[self.jit_compile]
-        return ", ".join(part for part in (name_of(self.build), self.precision, xla) if part)
+        return ", ".join(filter(None, (name_of(self.build), self.precision)))
 
     def prepare(self, image_size: tuple[int, int], channels: int, class_count: int, batch_sizes: list[int]) -> Step:
         """Build and compile the model, and run one step of each batch size so that no compilation is timed later."""
@@ -171,10 +145,10 @@ class KerasAccelerator:
             model = self.build(image_size, channels, class_count)
         finally:
             keras.config.set_dtype_policy(before)
-        model.compile(optimizer="adam", loss="sparse_categorical_crossentropy", jit_compile=self.jit_compile)
+        model.compile(optimizer="adam", loss="sparse_categorical_crossentropy")
 
         def step(images: object, labels: object) -> None:
-            # It gives the loss as a number, so the step has ended.
+            # The loss comes back as a number, so the step has ended.
             model.train_on_batch(_for_keras(images), _for_keras(labels))
 
         for batch_size in batch_sizes:
@@ -247,24 +221,12 @@ def keras_device() -> str:
 
 
 def framework_gpu_peak_mib() -> float | None:
-    """Return the GPU memory peak that the framework's own allocator counted, in MiB; None without a GPU."""
-    if "cpu" in keras_device():
+    """Return the peak of GPU memory by TensorFlow's own allocator, in MiB; None without a GPU or TensorFlow."""
+    if "cpu" in keras_device() or keras_backend() != "tensorflow":
         return None
-    backend, peak = keras_backend(), None
-    if backend == "tensorflow":
-        import tensorflow as tf
+    import tensorflow as tf
 
-        try:
-            peak = tf.config.experimental.get_memory_info("GPU:0")["peak"]
-        except ValueError:  # no GPU, or one whose plug-in does not count
-            pass
-    elif backend == "jax":
-        import jax
-
-        peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    elif backend == "torch":
-        import torch
-
-        if torch.cuda.is_available():
-            peak = torch.cuda.max_memory_allocated()
-    return None if peak is None else peak / 2**20
+    try:
+        return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**20
+    except ValueError:  # a GPU whose plug-in does not count
+        return None

@@ -25,7 +25,7 @@ from helpers.accelerators import (
     to_device,
 )
 from helpers.folders import ImageFiles
-from helpers.gpu import GpuSampler
+from helpers.gpu import sampled_gpu
 from helpers.measurement import Alone, Gpu, Training
 from helpers.pipelines import LazyPipeline
 from helpers.sandbox import memory, report
@@ -130,7 +130,7 @@ def train(
     ceiling_images_per_s = ceiling(step, *resident)
     pipeline = loaded(pipeline)
     counts, waits_s, steps_s = [], [], []
-    with GpuSampler() as gpu:
+    with sampled_gpu() as gpu:
         iterator = iter(pipeline(files, **settings))
         before = time.perf_counter()
         for batch in itertools.islice(iterator, batches):
@@ -150,12 +150,7 @@ def train(
         compute_ms=_first_ms(steps_s),
         **(_shares(counts, waits_s, steps_s) if counts else {}),
     )
-    used = Gpu(
-        busy_percent=gpu.busy_percent,
-        sm_percent=gpu.sm_percent,
-        peak_mib=gpu.peak_mib,
-        framework_peak_mib=framework_gpu_peak_mib() if is_keras else None,
-    )
+    used = Gpu(**gpu, framework_peak_mib=framework_gpu_peak_mib() if is_keras else None)
     return training, used, keras_backend() if is_keras else None
 
 
