@@ -2,7 +2,7 @@
 
 Called by `measure` and by the lessons. An accelerator is a small object with a `label` and a method
 ``prepare(image_size, channels, class_count, batch_sizes)`` that returns ``step(images, labels)``: it does the work of
-one training step and comes back when it is done. Works under each Keras backend; Keras is imported in `prepare`.
+one training step and comes back when it is done. Keras is imported in `prepare`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,9 @@ Step = Callable[[object, object], None]
 
 @dataclass(frozen=True)
 class EmulatedAccelerator:
-    """Sleeps for as long as a named accelerator would compute, as the MLPerf Storage benchmark does.
+    """Sleeps for as long as an accelerator of this rate would compute, as the MLPerf Storage benchmark does.
 
     It uses no CPU, so that a laptop without a GPU shows what a GPU would wait.
-
-    Parameters
-    ----------
-    images_per_s : float
-        The rate that it stands for.
     """
 
     images_per_s: float
@@ -40,36 +35,24 @@ class EmulatedAccelerator:
 
     @property
     def label(self) -> str:
-        """Name for tables and figures; always says that it is emulated."""
+        """Name for tables and figures."""
         rate = f"{self.images_per_s:,.0f}" if self.images_per_s >= 10 else f"{self.images_per_s:.2g}"
         return f"emulated, {rate} images/s"
 
     def prepare(self, image_size: tuple[int, int], channels: int, class_count: int, batch_sizes: list[int]) -> Step:
         """Return the step; nothing needs to be built."""
-
-        def step(images: object, labels: object) -> None:
-            time.sleep(len(labels) / self.images_per_s)
-
-        return step
+        return lambda images, labels: time.sleep(len(labels) / self.images_per_s)
 
 
 def small_cnn(image_size: tuple[int, int], channels: int, class_count: int):
-    """Build the course's small convolutional network, which a CPU can train faster than it can decode photographs.
+    """Return the course's small convolutional network, which a CPU can train faster than it can decode photographs.
 
-    Parameters
-    ----------
-    image_size : (int, int)
-        ``(height, width)`` in pixels.
-
-    Returns
-    -------
-    keras.Model
-        Takes uint8 images ``(n, height, width, channels)``, scales them to [-1, 1] in its first layer, and returns
-        class probabilities ``(n, class_count)``. Not compiled.
+    It takes uint8 images ``(n, height, width, channels)``, scales them to [-1, 1] in its first layer, and returns class
+    probabilities ``(n, class_count)``. Not compiled.
     """
     import keras
+    from keras import layers
 
-    layers = keras.layers
     return keras.Sequential(
         [
             keras.Input((*image_size, channels), dtype="uint8", name="images"),
@@ -149,19 +132,13 @@ class KerasAccelerator:
 
         def step(images: object, labels: object) -> None:
             # The loss comes back as a number, so the step has ended.
-            model.train_on_batch(_for_keras(images), _for_keras(labels))
+            model.train_on_batch(images, labels)
 
         for batch_size in batch_sizes:
             images, labels = resident_batch(batch_size, image_size, channels, class_count)
             for _ in range(2):
                 step(images, labels)
         return step
-
-
-def _for_keras(batch: object) -> object:
-    """Return a tensor of TensorFlow as an array, without a copy, where Keras computes with something else."""
-    is_foreign = keras_backend() != "tensorflow" and type(batch).__module__.startswith("tensorflow.")
-    return batch.numpy() if is_foreign else batch
 
 
 def name_of(function: Callable) -> str:
@@ -172,7 +149,7 @@ def name_of(function: Callable) -> str:
 
 
 def resident_batch(batch_size: int, image_size: tuple[int, int], channels: int, class_count: int):
-    """Return one random batch: images uint8 ``(batch_size, height, width, channels)``, labels int64."""
+    """Return a random batch: images uint8 ``(batch_size, height, width, channels)``, labels int64."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch_size, *image_size, channels), dtype=np.uint8)
     return images, rng.integers(0, class_count, batch_size)
@@ -185,13 +162,11 @@ def ceiling(step: Step, images: object, labels: object, *, seconds: float = 2.0,
     (Mohan et al., VLDB 2021) and of MLPerf Storage.
     """
     step(images, labels)
-    step_s = []
-    deadline = time.perf_counter() + seconds
-    while time.perf_counter() < deadline or len(step_s) < min_steps:
-        before = time.perf_counter()
+    ends_s = [time.perf_counter()]
+    while ends_s[-1] < ends_s[0] + seconds or len(ends_s) <= min_steps:
         step(images, labels)
-        step_s.append(time.perf_counter() - before)
-    return len(labels) / float(np.median(step_s))
+        ends_s.append(time.perf_counter())
+    return len(labels) / float(np.median(np.diff(ends_s)))
 
 
 def to_device(images: np.ndarray, labels: np.ndarray, accelerator: object) -> tuple[object, object]:
@@ -203,30 +178,19 @@ def to_device(images: np.ndarray, labels: np.ndarray, accelerator: object) -> tu
     return keras.ops.convert_to_tensor(images), keras.ops.convert_to_tensor(labels)
 
 
-def keras_backend() -> str:
-    """Return the backend that Keras computes with: tensorflow, jax or torch."""
-    import keras
-
-    return keras.backend.backend()
-
-
 def keras_device() -> str:
-    """Return where Keras computes by default, for example ``gpu:0``, ``cuda:0``, ``cpu:0`` or ``cpu``."""
+    """Return where Keras computes by default, for example ``gpu:0`` or ``cpu:0``."""
     import keras
 
-    if keras_backend() == "torch":  # has no list of devices in Keras
-        return str(keras.ops.zeros(1).device)
     names = [str(name).lower() for name in keras.distribution.list_devices()]
-    return next((name for name in names if "cpu" not in name), names[0] if names else "cpu:0")
+    return next((name for name in names if "cpu" not in name), "cpu:0")
 
 
 def framework_gpu_peak_mib() -> float | None:
-    """Return the peak of GPU memory by TensorFlow's own allocator, in MiB; None without a GPU or TensorFlow."""
-    if "cpu" in keras_device() or keras_backend() != "tensorflow":
-        return None
+    """Return the peak of GPU memory by TensorFlow's own allocator, in MiB; None without a GPU."""
     import tensorflow as tf
 
     try:
         return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**20
-    except ValueError:  # a GPU whose plug-in does not count
+    except ValueError:  # no GPU, or one whose plug-in does not count
         return None
