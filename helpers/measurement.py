@@ -166,7 +166,7 @@ class Measurement(_Record, kw_only=True):
         """
         try:
             values = json.loads(line, parse_constant=_refuse)
-            if isinstance(values, dict) and values.get("version", FORMAT) != FORMAT:
+            if isinstance(values, dict) and values.get("version") != FORMAT:
                 raise ValueError("a row of another version of the course; measure again")
             return msgspec.convert(values, cls)
         except (msgspec.ValidationError, RecursionError) as error:
