@@ -56,7 +56,6 @@ _TIMEOUT_S = 180
 _LONGEST_ERROR = 300
 
 Fault = tuple[int, str]  # the number of the promise that it breaks, and what is wrong
-Seen = list[tuple[int, int | None]]  # an epoch: number of the file, and label
 
 
 class Promise(NamedTuple):
@@ -190,7 +189,7 @@ def _check_content(subject: _Subject) -> tuple[list[Fault], list[int]]:
         "unshuffled": unshuffled,
         "second unshuffled": unshuffled,
     }
-    epochs = {name: _see(batches, subject, wrong) for name, batches in plan.items()}
+    epochs = {name: _read_epoch(batches, subject, wrong) for name, batches in plan.items()}
     orders = {name: [number for number, _ in seen] for name, seen in epochs.items()}
     same = subject.reference.same
     faults = [(3, fault) for fault in _order_faults(orders, same)] + [(4, fault) for fault in wrong[:1]]
@@ -212,8 +211,8 @@ def _check_content(subject: _Subject) -> tuple[list[Fault], list[int]]:
     return faults, orders["first"]
 
 
-def _see(batches: Iterable, subject: _Subject, wrong: list[str]) -> Seen:
-    """Return what comes in an epoch, and add to `wrong` what is wrong with the arrays."""
+def _read_epoch(batches: Iterable, subject: _Subject, wrong: list[str]) -> list[tuple[int, int | None]]:
+    """Return the files' numbers and the labels of an epoch, and add to `wrong` what is wrong with the arrays."""
     seen, short_batch = [], None
     for batch in batches:
         images, labels = (np.asarray(part) for part in images_and_labels(batch))
@@ -274,10 +273,14 @@ def _check_early_stops(subject: _Subject) -> list[Fault]:
         gc.collect()
         return batches
 
-    def left_by_stops(before: dict) -> dict:
+    def stop_often() -> list[str]:
+        before = _count_resources()
         for _ in range(_EARLY_STOPS):
             stop_early()
-        return _left(settle_to=before)
+        deadline = time.monotonic() + _SETTLE_S  # for what is just ending
+        while (leaks := _describe_leaks(before, _count_resources())) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return leaks
 
     arrays = [np.asarray(images_and_labels(batch)[0]) for batch in subject.batches()]
     first = subject.first_order
@@ -285,13 +288,10 @@ def _check_early_stops(subject: _Subject) -> list[Fault]:
     faults = [(3, "the same seed gave another order in another process")] if first not in (None, order) else []
     stop_early()  # a framework's own pools are made once and stay
     time.sleep(_SETTLE_S / 3)
-    before = _left()
-    after = left_by_stops(before)
-    if _more(before, after):  # a thread pool may have been growing to its size: then it stays so now
-        before, after = after, left_by_stops(after)
-    faults += [(5, fault) for fault in _more(before, after)]
+    leaks = stop_often() and stop_often()  # in the first round, a thread pool may have been growing to its size
+    faults += [(5, leak) for leak in leaks]
     begun_anew = _count_images(stop_early())
-    if first is not None and begun_anew != len(first) and not _more(before, after):
+    if first is not None and begun_anew != len(first) and not leaks:
         faults.append((5, f"{begun_anew} images in the pass after an early stop, not {len(first)}"))
     return faults
 
@@ -300,19 +300,14 @@ def _count_images(batches: Iterable) -> int:
     return sum(len(images_and_labels(batch)[0]) for batch in batches)
 
 
-def _left(settle_to: dict | None = None) -> dict[str, int]:
-    """Count what is there; wait a while for what is just ending."""
-    process, deadline = psutil.Process(), time.monotonic() + _SETTLE_S
-    while True:
-        gc.collect()
-        count = {
-            "threads": process.num_threads(),
-            "processes": sum(not _is_multiprocessing_helper(child) for child in process.children(recursive=True)),
-            "open files": process.num_fds() if hasattr(process, "num_fds") else process.num_handles(),
-        }
-        if settle_to is None or time.monotonic() > deadline or not _more(settle_to, count):
-            return count
-        time.sleep(0.05)
+def _count_resources() -> dict[str, int]:
+    gc.collect()
+    process = psutil.Process()
+    return {
+        "threads": process.num_threads(),
+        "processes": sum(not _is_multiprocessing_helper(child) for child in process.children(recursive=True)),
+        "open files": process.num_fds() if hasattr(process, "num_fds") else process.num_handles(),
+    }
 
 
 def _is_multiprocessing_helper(process: psutil.Process) -> bool:
@@ -324,7 +319,7 @@ def _is_multiprocessing_helper(process: psutil.Process) -> bool:
     return "resource_tracker" in command or "forkserver" in command
 
 
-def _more(before: dict, after: dict) -> list[str]:
+def _describe_leaks(before: dict[str, int], after: dict[str, int]) -> list[str]:
     # What each stop leaves adds up to one per stop; one that came or went meanwhile is nobody's fault.
     faults = [f"{after['processes']} processes still run"] if after["processes"] else []
     for kind in ("threads", "open files"):

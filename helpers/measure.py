@@ -6,7 +6,6 @@ Called by every lesson and by the benchmark. Definitions of the figures: `helper
 from __future__ import annotations
 
 import datetime
-import math
 import operator
 import tempfile
 from collections.abc import Callable
@@ -229,8 +228,8 @@ def _check_that_images_came(result: ChildResult, name: str, file_count: int) -> 
     if result.outcome == Outcome.FINISHED and not came.images:
         raise ValueError(f"{name} yielded no images from {file_count:,} files: check its loop")
     # The watchdog may look only after the import, when the baseline has been told.
-    baseline_mib = math.inf if result.progress is None else came.baseline_mib
-    if result.outcome == Outcome.OUT_OF_MEMORY and baseline_mib >= result.budget_mib:
+    is_within = result.progress is not None and came.baseline_mib < result.budget_mib
+    if result.outcome == Outcome.OUT_OF_MEMORY and not is_within:
         raise ValueError(
             f"memory_budget of {result.budget_mib:,.0f} MiB: what {name} imports needs more"
             f" ({result.peak_mib:,.0f} MiB); give a larger budget"
