@@ -542,7 +542,7 @@ def _same_pictures(looks: dict[str, dict], where: Callable[[str], tuple[str, str
 
 
 def _places(paths: Sequence[str], labels: dict[str, str] | None) -> Callable[[str], tuple[str, str]]:
-    """Return a function that gives the part of the data (train, val) and the class of a path, empty where it has none."""
+    """Return a function that gives the part of the data (train, val) and the class of a path, or empty names."""
     tops = {path.partition(os.sep)[0] for path in paths if os.sep in path}
     depth = 1 if tops and all(is_part(name) for name in tops) else 0
 

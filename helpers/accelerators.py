@@ -10,34 +10,21 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
 
-__all__ = [
-    "MODELS",
-    "EmulatedAccelerator",
-    "KerasAccelerator",
-    "ceiling",
-    "mobilenet_v2",
-    "resnet50",
-    "small_cnn",
-    "vgg16",
-]
+__all__ = ["MODELS", "EmulatedAccelerator", "KerasAccelerator", "ceiling", "small_cnn"]
 
 Step = Callable[[object, object], None]
 
 
 @dataclass(frozen=True)
 class EmulatedAccelerator:
-    """Sleeps for as long as a named accelerator would compute, as the MLPerf Storage benchmark does.
+    """Sleeps for as long as an accelerator of this rate would compute, as the MLPerf Storage benchmark does.
 
     It uses no CPU, so that a laptop without a GPU shows what a GPU would wait.
-
-    Parameters
-    ----------
-    images_per_s : float
-        The rate that it stands for.
     """
 
     images_per_s: float
@@ -49,36 +36,24 @@ class EmulatedAccelerator:
 
     @property
     def label(self) -> str:
-        """Name for tables and figures; always says that it is emulated."""
+        """Name for tables and figures."""
         rate = f"{self.images_per_s:,.0f}" if self.images_per_s >= 10 else f"{self.images_per_s:.2g}"
         return f"emulated, {rate} images/s"
 
     def prepare(self, image_size: tuple[int, int], channels: int, class_count: int, batch_sizes: list[int]) -> Step:
         """Return the step; nothing needs to be built."""
-
-        def step(images: object, labels: object) -> None:
-            time.sleep(len(labels) / self.images_per_s)
-
-        return step
+        return lambda images, labels: time.sleep(len(labels) / self.images_per_s)
 
 
 def small_cnn(image_size: tuple[int, int], channels: int, class_count: int):
-    """Build the course's small convolutional network, which a CPU can train faster than it can decode photographs.
+    """Return the course's small convolutional network, which a CPU can train faster than it can decode photographs.
 
-    Parameters
-    ----------
-    image_size : (int, int)
-        ``(height, width)`` in pixels.
-
-    Returns
-    -------
-    keras.Model
-        Takes uint8 images ``(n, height, width, channels)``, scales them to [-1, 1] in its first layer, and returns
-        class probabilities ``(n, class_count)``. Not compiled.
+    It takes uint8 images ``(n, height, width, channels)``, scales them to [-1, 1] in its first layer, and returns class
+    probabilities ``(n, class_count)``. Not compiled.
     """
     import keras
+    from keras import layers
 
-    layers = keras.layers
     return keras.Sequential(
         [
             keras.Input((*image_size, channels), dtype="uint8", name="images"),
@@ -94,44 +69,31 @@ def small_cnn(image_size: tuple[int, int], channels: int, class_count: int):
     )
 
 
-def resnet50(image_size: tuple[int, int], channels: int, class_count: int):
-    """Build ResNet-50 (He et al. 2015), untrained: the model that most benchmarks of input pipelines feed.
+def _application(keras_name: str, name: str) -> Callable:
+    """Return a function that builds a model of `keras.applications`, untrained; for the rest like `small_cnn`."""
 
-    Parameters and result as for `small_cnn`.
-    """
-    return _application("ResNet50", image_size, channels, class_count)
+    def build(image_size: tuple[int, int], channels: int, class_count: int):
+        import keras
 
+        shape = (*image_size, channels)
+        body = getattr(keras.applications, keras_name)(
+            weights=None, classes=class_count, classifier_activation=None, input_shape=shape
+        )
+        images = keras.Input(shape, dtype="uint8", name="images")
+        scores = body(keras.layers.Rescaling(1 / 127.5, offset=-1)(images))
+        # In mixed precision the softmax stays in float32, as Keras' guide asks.
+        return keras.Model(images, keras.layers.Activation("softmax", dtype="float32")(scores), name=body.name)
 
-def vgg16(image_size: tuple[int, int], channels: int, class_count: int):
-    """Build VGG16 (Simonyan and Zisserman 2014), untrained: about four times the arithmetic of ResNet-50.
-
-    Parameters and result as for `small_cnn`.
-    """
-    return _application("VGG16", image_size, channels, class_count)
-
-
-def mobilenet_v2(image_size: tuple[int, int], channels: int, class_count: int):
-    """Build MobileNetV2 (Sandler et al. 2018), untrained: so light that a GPU asks for several times the images.
-
-    Parameters and result as for `small_cnn`.
-    """
-    return _application("MobileNetV2", image_size, channels, class_count)
+    build.__name__ = name
+    return build
 
 
-def _application(name: str, image_size: tuple[int, int], channels: int, class_count: int):
-    import keras
-
-    shape = (*image_size, channels)
-    body = getattr(keras.applications, name)(
-        weights=None, classes=class_count, classifier_activation=None, input_shape=shape
-    )
-    images = keras.Input(shape, dtype="uint8", name="images")
-    scores = body(keras.layers.Rescaling(1 / 127.5, offset=-1)(images))
-    # In mixed precision the softmax stays in float32, as Keras' guide asks.
-    return keras.Model(images, keras.layers.Activation("softmax", dtype="float32")(scores), name=body.name)
-
-
-MODELS = {"resnet50": resnet50, "vgg16": vgg16, "mobilenet_v2": mobilenet_v2, "small_cnn": small_cnn}
+MODELS = {
+    "resnet50": _application("ResNet50", "resnet50"),  # which most benchmarks of input pipelines feed
+    "vgg16": _application("VGG16", "vgg16"),  # about four times the arithmetic
+    "mobilenet_v2": _application("MobileNetV2", "mobilenet_v2"),  # so light that a GPU needs several times the images
+    "small_cnn": small_cnn,
+}
 
 
 @dataclass(frozen=True)
@@ -145,20 +107,16 @@ class KerasAccelerator:
         probabilities; by default `small_cnn`. `MODELS` has others.
     precision : str, optional
         Keras' dtype policy while the model is built, such as ``mixed_bfloat16``; by default the one that is set.
-    jit_compile : bool or "auto"
-        Whether XLA compiles the training step; "auto" leaves it to Keras.
     """
 
     build: Callable = small_cnn
     precision: str | None = None
-    jit_compile: bool | str = "auto"
     kind: str = field(default="keras", init=False)
 
     @property
     def label(self) -> str:
         """Name for tables and figures."""
-        xla = {"auto": "", True: "XLA", False: "no XLA"}[self.jit_compile]
-        return ", ".join(part for part in (name_of(self.build), self.precision, xla) if part)
+        return ", ".join(filter(None, (name_of(self.build), self.precision)))
 
     def prepare(self, image_size: tuple[int, int], channels: int, class_count: int, batch_sizes: list[int]) -> Step:
         """Build and compile the model, and run one step of each batch size so that no compilation is timed later."""
@@ -171,10 +129,10 @@ class KerasAccelerator:
             model = self.build(image_size, channels, class_count)
         finally:
             keras.config.set_dtype_policy(before)
-        model.compile(optimizer="adam", loss="sparse_categorical_crossentropy", jit_compile=self.jit_compile)
+        model.compile(optimizer="adam", loss="sparse_categorical_crossentropy")
 
         def step(images: object, labels: object) -> None:
-            # It gives the loss as a number, so the step has ended.
+            # The loss comes back as a number, so the step has ended.
             model.train_on_batch(_for_keras(images), _for_keras(labels))
 
         for batch_size in batch_sizes:
@@ -198,7 +156,7 @@ def name_of(function: Callable) -> str:
 
 
 def resident_batch(batch_size: int, image_size: tuple[int, int], channels: int, class_count: int):
-    """Return one random batch: images uint8 ``(batch_size, height, width, channels)``, labels int64."""
+    """Return a random batch: images uint8 ``(batch_size, height, width, channels)``, labels int64."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch_size, *image_size, channels), dtype=np.uint8)
     return images, rng.integers(0, class_count, batch_size)
@@ -211,13 +169,11 @@ def ceiling(step: Step, images: object, labels: object, *, seconds: float = 2.0,
     (Mohan et al., VLDB 2021) and of MLPerf Storage.
     """
     step(images, labels)
-    step_s = []
-    deadline = time.perf_counter() + seconds
-    while time.perf_counter() < deadline or len(step_s) < min_steps:
-        before = time.perf_counter()
+    ends_s = [time.perf_counter()]
+    while ends_s[-1] < ends_s[0] + seconds or len(ends_s) <= min_steps:
         step(images, labels)
-        step_s.append(time.perf_counter() - before)
-    return len(labels) / float(np.median(step_s))
+        ends_s.append(time.perf_counter())
+    return len(labels) / float(np.median(np.diff(ends_s)))
 
 
 def to_device(images: np.ndarray, labels: np.ndarray, accelerator: object) -> tuple[object, object]:
@@ -237,34 +193,31 @@ def keras_backend() -> str:
 
 
 def keras_device() -> str:
-    """Return where Keras computes by default, for example ``gpu:0``, ``cuda:0``, ``cpu:0`` or ``cpu``."""
+    """Return where Keras computes by default, for example ``gpu:0``, ``cuda:0`` or ``cpu:0``."""
     import keras
 
     if keras_backend() == "torch":  # has no list of devices in Keras
         return str(keras.ops.zeros(1).device)
     names = [str(name).lower() for name in keras.distribution.list_devices()]
-    return next((name for name in names if "cpu" not in name), names[0] if names else "cpu:0")
+    return next((name for name in names if "cpu" not in name), "cpu:0")
 
 
 def framework_gpu_peak_mib() -> float | None:
-    """Return the GPU memory peak that the framework's own allocator counted, in MiB; None without a GPU."""
+    """Return the peak of GPU memory by the framework's own allocator, in MiB; None without a GPU."""
     if "cpu" in keras_device():
         return None
-    backend, peak = keras_backend(), None
-    if backend == "tensorflow":
+    peak = None
+    if keras_backend() == "tensorflow":
         import tensorflow as tf
 
-        try:
+        with suppress(ValueError):  # a GPU whose plug-in does not count
             peak = tf.config.experimental.get_memory_info("GPU:0")["peak"]
-        except ValueError:  # no GPU, or one whose plug-in does not count
-            pass
-    elif backend == "jax":
+    elif keras_backend() == "jax":
         import jax
 
         peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    elif backend == "torch":
+    else:
         import torch
 
-        if torch.cuda.is_available():
-            peak = torch.cuda.max_memory_allocated()
+        peak = torch.cuda.max_memory_allocated()
     return None if peak is None else peak / 2**20

@@ -6,29 +6,30 @@ Called by the lessons after a pipeline is finished, and by the tests for every e
 from __future__ import annotations
 
 import gc
-import html
 import os
 import shutil
 import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import psutil
 
 from helpers.accelerators import name_of
 from helpers.folders import ImageFiles
-from helpers.measurement import mib_per_1000_files
+from helpers.measure import measure
+from helpers.measurement import Measurement, html_table
 from helpers.packing import default_packs_in
 from helpers.recognition import Reference, can_be_recognised
-from helpers.runs import images_and_labels, loaded, renamed, settled_mib
-from helpers.sandbox import ChildResult, Outcome, memory, run
+from helpers.runs import images_and_labels, loaded, renamed
+from helpers.sandbox import ChildResult, Outcome, run
 
 __all__ = ["ContractReport", "Promise", "check_pipeline"]
 
@@ -43,27 +44,29 @@ PROMISES = {
 }
 _FILES, _BATCH_SIZE = 30, 8  # 30 files: the last batch is a partial one
 _FEWEST_FILES = 20  # two random orders of so many are never the same
-_MANY, _VERY_MANY = 10, 50  # times as many files
-_EPOCHS, _MORE_EPOCHS = 10, 30
 _IMAGE_SIZE = (96, 128)  # height and width differ, so that swapping them shows
-_MEMORY_IMAGE_SIZE = (224, 224)
-_FILES_GROWTH_MIB_PER_1000 = 48  # an image kept costs 147
-_EPOCH_GROWTH_MIB = 2.5  # an epoch kept costs 4.4
-_MORE_LOOKS = 3
-_FAR_OVER = 2.5  # times a limit; worker processes that come and go do not reach it further out
+_MANY_TIMES = 10  # as many files to see memory grow
+_GROWTH_MIB_PER_1000_FILES = 48  # an image kept costs 144
+_GROWTH_MIB_PER_EPOCH = 4  # an epoch kept, of a quarter of the many files, costs 11
+_LOOKS = 3
+_FAR_OVER = 2.5  # times a limit; worker processes that come and go do not reach it
 _EARLY_STOPS = 6
 _SETTLE_S = 2.0
 _TIMEOUT_S = 180
 _LONGEST_ERROR = 300
 
+Fault = tuple[int, str]  # the number of the promise that it breaks, and what is wrong
 
-@dataclass(frozen=True)
-class Promise:
-    """One promise: its number, whether it is kept, and what was found."""
+
+class Promise(NamedTuple):
+    """One promise: its number, and what breaks it; an empty text if it is kept."""
 
     number: int
-    kept: bool
-    found: str
+    found: str = ""
+
+    @property
+    def kept(self) -> bool:
+        return not self.found
 
     def __str__(self) -> str:
         found = f" ({self.found})" if self.found else ""
@@ -80,7 +83,7 @@ class ContractReport:
     @property
     def ok(self) -> bool:
         """Whether all promises are kept."""
-        return all(promise.kept for promise in self.promises)
+        return not self.broken
 
     @property
     def broken(self) -> tuple[int, ...]:
@@ -88,21 +91,14 @@ class ContractReport:
         return tuple(promise.number for promise in self.promises if not promise.kept)
 
     def __str__(self) -> str:
-        return "\n".join(
-            [f"{self.name}: {sum(p.kept for p in self.promises)} of {len(self.promises)} promises kept"]
-            + [f"  {promise}" for promise in self.promises]
-        )
+        kept = len(self.promises) - len(self.broken)
+        return "\n  ".join([f"{self.name}: {kept} of {len(self.promises)} promises kept", *map(str, self.promises)])
 
     __repr__ = __str__  # in a terminal as in print
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{promise.number}</td><td>{'kept' if promise.kept else '<b>BROKEN</b>'}</td>"
-            f"<td style='text-align:left'>{PROMISES[promise.number]}</td>"
-            f"<td style='text-align:left'>{html.escape(promise.found)}</td></tr>"
-            for promise in self.promises
-        )
-        return f"<table><caption><b>{html.escape(self.name)}</b></caption>{rows}</table>"
+        verdicts = {True: "kept", False: "BROKEN"}
+        return html_table(self.name, [(str(n), verdicts[not found], PROMISES[n], found) for n, found in self.promises])
 
 
 def check_pipeline(
@@ -140,74 +136,98 @@ def check_pipeline(
         )
     # What a pipeline would keep for later runs is of no use after a check: its lists of files are made for it.
     with tempfile.TemporaryDirectory(prefix="check-") as folder, default_packs_in(folder):
-        return ContractReport(name_of(pipeline), _promises(pipeline, files, reference, tolerance, timeout))
+        subject = _Subject(pipeline, files, reference, tolerance, folder)
+        content = run(_check_content, subject, timeout=timeout)
+        if content.outcome == Outcome.HUNG:
+            faults = _unfinished(content, *PROMISES)
+        else:
+            faults, order = content.value or (_unfinished(content, 1, 2, 3, 4), None)
+            subject = subject._replace(first_order=order)
+            with ThreadPoolExecutor() as at_once:  # none of these measures time
+                others = [at_once.submit(check, subject, timeout) for check in _CHECKS]
+            faults += [fault for other in others for fault in other.result()]
+    texts = ("; ".join(text for broken, text in faults if broken == number) for number in PROMISES)
+    return ContractReport(name_of(pipeline), tuple(map(Promise, PROMISES, texts)))
 
 
-def _promises(
-    pipeline: Callable, files: ImageFiles, reference: Reference, tolerance: float, timeout: float
-) -> tuple[Promise, ...]:
-    content = run(_content, pipeline, files, reference, tolerance, timeout=timeout)
-    if content.outcome == Outcome.HUNG:
-        found = _unfinished(content)
-        return tuple(Promise(number, False, found) for number in PROMISES)
-    with ThreadPoolExecutor() as at_once:  # none of these measures time
-        stopping = at_once.submit(run, _early_stops, pipeline, files, reference, timeout=timeout)
-        memory_kept = at_once.submit(_judge_memory, pipeline, files, timeout)
-        broken = at_once.submit(_judge_broken, pipeline, files, timeout)
-        stops = stopping.result()
-    return (
-        *_judge_content(content, stops, reference, files),
-        _judge_stops(content, stops, files),
-        memory_kept.result(),
-        broken.result(),
-    )
+class _Subject(NamedTuple):
+    """What is checked; `first_order` is that of the first epoch, once it is known."""
+
+    pipeline: Callable
+    files: ImageFiles
+    reference: Reference
+    tolerance: float
+    folder: str
+    first_order: list[int] | None = None
+
+    def batches(self, files: ImageFiles | None = None, *, shuffle: bool = True, seed: int = 0) -> Iterable:
+        settings = {"image_size": _IMAGE_SIZE, "batch_size": _BATCH_SIZE, "shuffle": shuffle, "seed": seed}
+        return loaded(self.pipeline)(files or self.files, **settings)
 
 
-def _unfinished(result: ChildResult) -> str:
-    """Return how a child process ended, on one line; of a long error, the beginning and the end."""
+def _unfinished(result: ChildResult | Measurement, *promises: int) -> list[Fault]:
+    """Tell in one line how a child process ended; of a long error, the beginning and the end."""
     text = " ".join(f"{result.outcome}: {result.error}".split())
-    return text if len(text) <= _LONGEST_ERROR else f"{text[: _LONGEST_ERROR // 2]} … {text[-_LONGEST_ERROR // 2 :]}"
+    if len(text) > _LONGEST_ERROR:
+        text = f"{text[: _LONGEST_ERROR // 2]} … {text[-_LONGEST_ERROR // 2 :]}"
+    return [(number, text) for number in promises]
 
 
 # ---- promises 1 to 4: what comes ------------------------------------------------------------------------------------
 
 
-def _content(pipeline: Callable, files: ImageFiles, reference: Reference, tolerance: float) -> dict:
-    """Collect epochs as lists of (file number, label) and all that is wrong with the arrays."""
-    pipeline = loaded(pipeline)
+def _check_content(subject: _Subject) -> tuple[list[Fault], list[int]]:
+    """Return what is wrong with the images and labels of some epochs, and the order of the first."""
     wrong: list[str] = []
-
-    def epoch(batches: Iterable) -> list[tuple[int, int | None]]:
-        seen, short_batch = [], None
-        for batch in batches:
-            images, labels = (np.asarray(part) for part in images_and_labels(batch))
-            if short_batch is not None:
-                wrong.append(f"a batch of {short_batch} before the last, batch_size was {_BATCH_SIZE}")
-            short_batch = len(images) if len(images) < _BATCH_SIZE else None
-            if fault := _array_fault(images, labels):
-                wrong.append(fault)
-                if not can_be_recognised(images) or labels.ndim != 1:
-                    raise ValueError(fault)
-            numbers, faults = reference.identify(images, tolerance)
-            wrong.extend(faults)
-            missing = [None] * (len(images) - len(labels))
-            seen += zip(numbers, [int(label) for label in labels[: len(images)]] + missing, strict=True)
-        return seen
-
-    def built(shuffle: bool, seed: int) -> Iterable:
-        return pipeline(files, image_size=_IMAGE_SIZE, batch_size=_BATCH_SIZE, shuffle=shuffle, seed=seed)
-
-    shuffled, again, unshuffled = built(True, 0), built(True, 0), built(False, 0)
-    return {
-        "first": epoch(shuffled),
-        "second": epoch(shuffled),
-        "first again": epoch(again),
-        "second again": epoch(again),
-        "other seed": epoch(built(True, 1)),
-        "unshuffled": epoch(unshuffled),
-        "second unshuffled": epoch(unshuffled),
-        "wrong": wrong,
+    shuffled, again, unshuffled = (subject.batches(shuffle=shuffle) for shuffle in (True, True, False))
+    plan = {
+        "first": shuffled,
+        "second": shuffled,
+        "first again": again,
+        "second again": again,
+        "other seed": subject.batches(seed=1),
+        "unshuffled": unshuffled,
+        "second unshuffled": unshuffled,
     }
+    epochs = {name: _read_epoch(batches, subject, wrong) for name, batches in plan.items()}
+    orders = {name: [number for number, _ in seen] for name, seen in epochs.items()}
+    same = subject.reference.same
+    faults = [(3, fault) for fault in _order_faults(orders, same)] + [(4, fault) for fault in wrong[:1]]
+    if not orders["first"]:
+        faults.append((1, "the first epoch holds no image"))
+    for name in ("first", "second", "unshuffled", "second unshuffled"):
+        missing, extra = Counter(same) - Counter(orders[name]), Counter(orders[name]) - Counter(same)
+        if orders[name] and (missing or extra):  # an epoch without images breaks promise 5
+            faults.append((1, f"{name} epoch: {missing.total()} of {len(same)} missing, {extra.total()} too many"))
+            break
+    own = set(zip(same, subject.files.labels.tolist(), strict=True))
+    for seen in epochs.values():
+        if others := sum(one not in own for one in seen):
+            faults.append((2, f"{others} of {len(seen)} with another label"))
+            break
+    count, second = len(orders["first"]), len(orders["second"])
+    if second == 0 or count != second:
+        faults.append((5, f"{count} images in the first pass, {second} in the second"))
+    return faults, orders["first"]
+
+
+def _read_epoch(batches: Iterable, subject: _Subject, wrong: list[str]) -> list[tuple[int, int | None]]:
+    """Return the files' numbers and the labels of an epoch, and add to `wrong` what is wrong with the arrays."""
+    seen, short_batch = [], None
+    for batch in batches:
+        images, labels = (np.asarray(part) for part in images_and_labels(batch))
+        if short_batch is not None:
+            wrong.append(f"a batch of {short_batch} before the last, batch_size was {_BATCH_SIZE}")
+        short_batch = len(images) if len(images) < _BATCH_SIZE else None
+        if fault := _array_fault(images, labels):
+            wrong.append(fault)
+            if not can_be_recognised(images) or labels.ndim != 1:
+                raise ValueError(fault)
+        numbers, faults = subject.reference.identify(images, subject.tolerance)
+        wrong += faults
+        missing = [None] * (len(images) - len(labels))
+        seen += zip(numbers, [*labels[: len(images)].tolist(), *missing], strict=True)
+    return seen
 
 
 def _array_fault(images: np.ndarray, labels: np.ndarray) -> str | None:
@@ -224,115 +244,70 @@ def _array_fault(images: np.ndarray, labels: np.ndarray) -> str | None:
     return None
 
 
-def _judge_content(content: ChildResult, stops: ChildResult, reference: Reference, files: ImageFiles) -> list[Promise]:
-    if content.outcome != Outcome.FINISHED:
-        found = _unfinished(content)
-        return [Promise(number, False, found) for number in (1, 2, 3, 4)]
-    value = content.value
-    expected = Counter(reference.same)
-    labels_of: dict[int, set] = {}
-    for number, label in zip(reference.same, files.labels.tolist(), strict=True):
-        labels_of.setdefault(number, set()).add(label)
-    once = labels = ""
-    for name in ("first", "second", "unshuffled", "second unshuffled"):
-        seen = Counter(number for number, _ in value[name])
-        if seen and seen != expected and not once:  # an epoch without images breaks promise 5
-            missing, extra = (expected - seen).total(), (seen - expected).total()
-            once = f"{name} epoch: {missing} of {len(files)} missing, {extra} too many"
-        wrong = [label for number, label in value[name] if label not in labels_of[number]]
-        labels = labels or (f"{len(wrong)} of {len(value[name])} with another label" if wrong else "")
-    if not value["first"]:
-        once = "the first epoch holds no image"
-    return [
-        Promise(1, not once, once),
-        Promise(2, not labels, labels),
-        _judge_order(value, stops, reference),
-        Promise(4, not value["wrong"], value["wrong"][0] if value["wrong"] else ""),
-    ]
-
-
-def _judge_order(value: dict, stops: ChildResult, reference: Reference) -> Promise:
-    orders = {name: [number for number, _ in seen] for name, seen in value.items() if name != "wrong"}
-    faults = []
+def _order_faults(orders: dict[str, list[int]], files_order: list[int]) -> Iterator[str]:
     if orders["first"] == orders["second"]:
-        faults.append("both epochs have the same order")
+        yield "both epochs have the same order"
     if (orders["first"], orders["second"]) != (orders["first again"], orders["second again"]):
-        faults.append("the same seed gave another order")
+        yield "the same seed gave another order"
     if orders["first"] == orders["other seed"]:
-        faults.append("another seed gave the same order")
+        yield "another seed gave the same order"
     for name in ("unshuffled", "second unshuffled"):
         # Each file once: promise 1 says already that one came twice.
         given = list(dict.fromkeys(orders[name]))
-        if given != [number for number in dict.fromkeys(reference.same) if number in given]:
-            faults.append(f"shuffle=False does not keep the files' order ({name} epoch)")
+        if given != [number for number in dict.fromkeys(files_order) if number in given]:
+            yield f"shuffle=False does not keep the files' order ({name} epoch)"
             break
-    if stops.outcome == Outcome.FINISHED and stops.value["order"] != orders["first"]:
-        faults.append("the same seed gave another order in another process")
-    return Promise(3, not faults, "; ".join(faults))
 
 
 # ---- promise 5: what stays -------------------------------------------------------------------------------------------
 
 
-def _early_stops(pipeline: Callable, files: ImageFiles, reference: Reference) -> dict:
+def _check_early_stops(subject: _Subject) -> list[Fault]:
     """Stop early again and again; count threads, processes and open files before and after."""
-    pipeline = loaded(pipeline)
 
-    def built() -> Iterable:
-        return pipeline(files, image_size=_IMAGE_SIZE, batch_size=_BATCH_SIZE, shuffle=True, seed=0)
-
-    def stop_early(batches: Iterable) -> Iterable:
+    def stop_early() -> Iterable:
+        batches = subject.batches()
         iterator = iter(batches)
         next(iterator)
         del iterator
         gc.collect()
         return batches
 
-    def left_by_stops(before: dict) -> dict:
+    def stop_often() -> list[str]:
+        before = _count_resources()
         for _ in range(_EARLY_STOPS):
-            stop_early(built())
-        return _left(settle_to=before)
+            stop_early()
+        deadline = time.monotonic() + _SETTLE_S  # for what is just ending
+        while (leaks := _describe_leaks(before, _count_resources())) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return leaks
 
-    order = _order(built(), reference)
-    stop_early(built())  # a framework's own pools are made once and stay
-    before = _left(settle_to=None)
-    after = left_by_stops(before)
-    if _more(before, after):  # a thread pool may have been growing to its size: then it stays so now
-        before, after = after, left_by_stops(after)
-    begun_anew = _count_images(stop_early(built()))
-    return {"before": before, "after": after, "order": order, "begun_anew": begun_anew}
+    arrays = [np.asarray(images_and_labels(batch)[0]) for batch in subject.batches()]
+    first = subject.first_order
+    order = [n for images in arrays if can_be_recognised(images) for n in subject.reference.identify(images, np.inf)[0]]
+    faults = [(3, "the same seed gave another order in another process")] if first not in (None, order) else []
+    stop_early()  # a framework's own pools are made once and stay
+    time.sleep(_SETTLE_S / 3)
+    leaks = stop_often() and stop_often()  # in the first round, a thread pool may have been growing to its size
+    faults += [(5, leak) for leak in leaks]
+    begun_anew = _count_images(stop_early())
+    if first is not None and begun_anew != len(first) and not leaks:
+        faults.append((5, f"{begun_anew} images in the pass after an early stop, not {len(first)}"))
+    return faults
 
 
 def _count_images(batches: Iterable) -> int:
     return sum(len(images_and_labels(batch)[0]) for batch in batches)
 
 
-def _order(batches: Iterable, reference: Reference) -> list[int]:
-    """Return the file numbers of an epoch; those of images that cannot be recognised are left out."""
-    order = []
-    for batch in batches:
-        images = np.asarray(images_and_labels(batch)[0])
-        if can_be_recognised(images):
-            order += reference.identify(images, np.inf)[0]
-    return order
-
-
-def _left(settle_to: dict | None) -> dict:
-    """Count what is there; wait a while for what is just ending."""
-    deadline = time.monotonic() + _SETTLE_S
-    if settle_to is None:
-        time.sleep(_SETTLE_S / 3)
-    while True:
-        gc.collect()
-        process = psutil.Process()
-        count = {
-            "threads": process.num_threads(),
-            "processes": sum(not _is_multiprocessing_helper(child) for child in process.children(recursive=True)),
-            "open files": process.num_fds() if hasattr(process, "num_fds") else process.num_handles(),
-        }
-        if settle_to is None or time.monotonic() > deadline or not _more(settle_to, count):
-            return count
-        time.sleep(0.05)
+def _count_resources() -> dict[str, int]:
+    gc.collect()
+    process = psutil.Process()
+    return {
+        "threads": process.num_threads(),
+        "processes": sum(not _is_multiprocessing_helper(child) for child in process.children(recursive=True)),
+        "open files": process.num_fds() if hasattr(process, "num_fds") else process.num_handles(),
+    }
 
 
 def _is_multiprocessing_helper(process: psutil.Process) -> bool:
@@ -344,7 +319,7 @@ def _is_multiprocessing_helper(process: psutil.Process) -> bool:
     return "resource_tracker" in command or "forkserver" in command
 
 
-def _more(before: dict, after: dict) -> list[str]:
+def _describe_leaks(before: dict[str, int], after: dict[str, int]) -> list[str]:
     # What each stop leaves adds up to one per stop; one that came or went meanwhile is nobody's fault.
     faults = [f"{after['processes']} processes still run"] if after["processes"] else []
     for kind in ("threads", "open files"):
@@ -353,135 +328,57 @@ def _more(before: dict, after: dict) -> list[str]:
     return faults
 
 
-def _judge_stops(content: ChildResult, stops: ChildResult, files: ImageFiles) -> Promise:
-    faults, count = [], None
-    if content.outcome == Outcome.FINISHED:
-        count, second = (len(content.value[name]) for name in ("first", "second"))
-        if second == 0 or count != second:
-            faults.append(f"{count} images in the first pass, {second} in the second")
-    if stops.outcome != Outcome.FINISHED:
-        faults.append(_unfinished(stops))
-    else:
-        faults += _more(stops.value["before"], stops.value["after"])
-        if count is not None and not faults and stops.value["begun_anew"] != count:
-            faults.append(f"{stops.value['begun_anew']} images in the pass after an early stop, not {count}")
-    return Promise(5, not faults, "; ".join(faults))
-
-
 # ---- promise 6: memory ----------------------------------------------------------------------------------------------
-# Buffers, thread pools and the allocator's arenas fill up with the first images, the more cores the longer. So what
-# looks like growth is looked at again further out, where only growth is left; and not once only, because worker
-# processes that begin and end make the memory of one run differ from that of the next.
 
 
-def _memory_of_epochs(pipeline: Callable, files: ImageFiles, epochs: int) -> dict:
-    """Iterate and return the memory held before, and after each epoch."""
-    pipeline = loaded(pipeline)
-    before = memory.current().held_mib
-    batches = pipeline(files, image_size=_MEMORY_IMAGE_SIZE, batch_size=_BATCH_SIZE, shuffle=True, seed=0)
-    held = []
-    for _ in range(epochs):
-        for _batch in batches:
-            pass
-        held.append(settled_mib())
-    return {"before": before, "held": held}
+def _check_memory(subject: _Subject, timeout: float) -> list[Fault]:
+    """Judge the growth that `measure` reports; what is over a limit is looked at again.
 
-
-def _judge_memory(pipeline: Callable, files: ImageFiles, timeout: float) -> Promise:
-    def held(files: ImageFiles, epochs: int) -> ChildResult:
-        result = run(_memory_of_epochs, pipeline, files, epochs, timeout=timeout)
-        if result.outcome != Outcome.FINISHED:
-            raise _DidNotFinish(_unfinished(result))
-        return result
-
-    try:
-        few = held(files, _EPOCHS)
-        per_epoch = _confirmed(
-            _growth_per_epoch(few), _EPOCH_GROWTH_MIB, lambda: _growth_per_epoch(held(files, _MORE_EPOCHS))
-        )
-        with tempfile.TemporaryDirectory(prefix="contract-") as folder:
-            more = cache(lambda times: renamed(files, times, tempfile.mkdtemp(dir=folder)))
-            rest = (_VERY_MANY - _MANY) * len(files)
-            per_1000 = _growth_per_1000(few, held(more(_MANY), 1), (_MANY - 1) * len(files))
-            per_1000 = _confirmed(
-                per_1000,
-                _FILES_GROWTH_MIB_PER_1000,
-                lambda: _growth_per_1000(held(more(_MANY), 1), held(more(_VERY_MANY), 1), rest),
-            )
-    except _DidNotFinish as unfinished:
-        return Promise(6, False, str(unfinished))
-    faults = []
-    if per_1000 > _FILES_GROWTH_MIB_PER_1000:
-        faults.append(f"{per_1000:,.0f} MiB per 1,000 files")
-    if per_epoch > _EPOCH_GROWTH_MIB:
-        faults.append(f"{per_epoch:,.1f} MiB per epoch of {len(files)} files")
-    return Promise(6, not faults, "; ".join(faults))
-
-
-def _confirmed(growth: float, limit: float, look_again: Callable[[], float]) -> float:
-    """Return a growth; one over the limit only if more looks confirm it: three that are over it, or one far over it."""
-    for _ in range(_MORE_LOOKS):
-        if growth <= limit:
-            break
-        growth = look_again()
-        if growth > _FAR_OVER * limit:
-            break
-    return growth
-
-
-class _DidNotFinish(Exception):
-    """A child process that had another outcome."""
-
-
-def _growth_per_epoch(result: ChildResult) -> float:
-    """Return how the floor of the memory held rises from the middle third of the epochs to the last, in MiB per epoch.
-
-    Worker processes that begin and end move the memory up and down by several times their epoch's images, so that a
-    line fitted through it has a slope by chance; what is never given back raises even the lowest point.
+    Worker processes that begin and end make the memory of one run differ from that of the next.
     """
-    held = result.value["held"]
-    third = len(held) // 3
-    return (min(held[-third:]) - min(held[-2 * third : -third])) / third
-
-
-def _growth_per_1000(few: ChildResult, many: ChildResult, files_more: int) -> float:
-    """Return how the peak above the start grows from one run to another, in MiB per 1,000 files."""
-    return mib_per_1000_files(*(result.peak_mib - result.value["before"] for result in (few, many)), files_more)
+    if subject.first_order == []:
+        return []  # promise 1 says it
+    many = renamed(subject.files, _MANY_TIMES, subject.folder)
+    for _ in range(_LOOKS):
+        one = measure(subject.pipeline, many, growth=True, batch_size=_BATCH_SIZE, timeout=timeout)
+        per_1000, per_epoch = one.growth.mib_per_1000_files, one.growth.mib_per_epoch
+        if per_1000 is None:
+            return _unfinished(one, 6) if one.error else [(6, "several epochs do not finish")]
+        excess = {
+            f"{per_1000:,.0f} MiB per 1,000 files": per_1000 / _GROWTH_MIB_PER_1000_FILES,
+            f"{per_epoch:,.1f} MiB per epoch of {len(many) // 4} files": per_epoch / _GROWTH_MIB_PER_EPOCH,
+        }
+        if not 1 < max(excess.values()) <= _FAR_OVER:
+            break
+    return [(6, text) for text, times in excess.items() if times > 1]
 
 
 # ---- promise 7: broken files ----------------------------------------------------------------------------------------
 
-
-def _judge_broken(pipeline: Callable, files: ImageFiles, timeout: float) -> Promise:
-    damages = {
-        "truncated": lambda path: os.truncate(path, os.path.getsize(path) // 2),
-        "empty": lambda path: os.truncate(path, 0),
-        "not an image": lambda path: Path(path).write_bytes(b"<html>404 Not Found</html>" * 100),
-    }
-    with tempfile.TemporaryDirectory(prefix="contract-") as folder:
-        cases = {}
-        for kind, damage in damages.items():
-            copies = _copy_files(files, Path(folder), kind)
-            broken = copies.paths[len(copies) // 2]
-            damage(broken)
-            cases[kind] = (copies, broken)
-        result = run(_read_with_broken, pipeline, cases, timeout=timeout)
-    if result.outcome != Outcome.FINISHED:
-        return Promise(7, False, _unfinished(result))
-    faults = [f"{kind}: {fault}" for kind, fault in result.value.items() if fault]
-    return Promise(7, not faults, "; ".join(faults))
+_DAMAGES = {
+    "truncated": lambda path: os.truncate(path, os.path.getsize(path) // 2),
+    "empty": lambda path: os.truncate(path, 0),
+    "not an image": lambda path: Path(path).write_bytes(b"<html>404 Not Found</html>" * 100),
+}
 
 
-def _read_with_broken(pipeline: Callable, cases: dict[str, tuple[ImageFiles, str]]) -> dict[str, str | None]:
-    """Iterate one epoch of each case; return what is wrong with it, if anything."""
-    pipeline = loaded(pipeline)
-    return {kind: _broken_fault(pipeline, files, broken) for kind, (files, broken) in cases.items()}
+def _check_broken_files(subject: _Subject) -> list[Fault]:
+    """Put a broken file in the middle of the list, iterate, and tell what is wrong."""
+    paths, middle, faults = list(subject.files.paths), len(subject.files) // 2, []
+    whole = paths[middle]
+    for kind, damage in _DAMAGES.items():
+        paths[middle] = os.path.join(subject.folder, f"{kind.replace(' ', '-')}{Path(whole).suffix}")
+        damage(shutil.copyfile(whole, paths[middle]))
+        files = ImageFiles(tuple(paths), subject.files.labels, subject.files.class_names)
+        if fault := _broken_fault(subject, files, paths[middle]):
+            faults.append((7, f"{kind}: {fault}"))
+    return faults
 
 
-def _broken_fault(pipeline: Callable, files: ImageFiles, broken: str) -> str | None:
+def _broken_fault(subject: _Subject, files: ImageFiles, broken: str) -> str | None:
     """Tell what is wrong; a pipeline that skips files names them in its batches' attribute ``skipped``."""
     try:
-        batches = pipeline(files, image_size=_IMAGE_SIZE, batch_size=_BATCH_SIZE, shuffle=False, seed=0)
+        batches = subject.batches(files, shuffle=False)
         images = _count_images(batches)
     except Exception as error:
         text = "".join(traceback.format_exception(error))
@@ -494,7 +391,13 @@ def _broken_fault(pipeline: Callable, files: ImageFiles, broken: str) -> str | N
     return f"{len(files) - images} images missing, {len(skipped)} named in `skipped`"
 
 
-def _copy_files(files: ImageFiles, folder: Path, kind: str) -> ImageFiles:
-    names = [f"{kind.replace(' ', '-')}-{number:04d}{Path(path).suffix}" for number, path in enumerate(files.paths)]
-    copies = [str(shutil.copyfile(path, folder / name)) for path, name in zip(files.paths, names, strict=True)]
-    return ImageFiles(tuple(copies), files.labels, files.class_names)
+def _in_child(promise: int, check: Callable[[_Subject], list[Fault]], subject: _Subject, timeout: float) -> list[Fault]:
+    result = run(check, subject, timeout=timeout)
+    return result.value if result.outcome == Outcome.FINISHED else _unfinished(result, promise)
+
+
+_CHECKS = (  # a check in a child process breaks its promise if it does not finish
+    partial(_in_child, 5, _check_early_stops),
+    _check_memory,
+    partial(_in_child, 7, _check_broken_files),
+)

@@ -2,160 +2,123 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
+import statistics
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
-import numpy as np
+import pynvml
 
-__all__ = ["GpuSampler", "gpus"]
+__all__ = ["gpus", "sampled_gpu"]
 
 _SAMPLE_S = 0.05
 
 
 @contextmanager
-def _nvml():
-    """Yield the NVML module, or None where there is no NVIDIA driver."""
-    import pynvml
-
+def _driver() -> Iterator[bool]:
+    """Yield whether there is an NVIDIA driver that answers."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        yield None
+        yield False
         return
     try:
-        yield pynvml
+        yield True
     finally:
-        _told(pynvml, pynvml.nvmlShutdown)
+        _ask(pynvml.nvmlShutdown)
+
+
+def _ask(function: Callable, *arguments: Any) -> Any:
+    """Return what the driver answers, or None where it refuses."""
+    try:
+        return function(*arguments)
+    except pynvml.NVMLError:
+        return None
 
 
 def gpus() -> list[str]:
     """Return the names of the NVIDIA GPUs in this machine; an empty list where there is none."""
-    with _nvml() as nvml:
-        if nvml is None:
-            return []
-        count = _told(nvml, nvml.nvmlDeviceGetCount) or 0
-        names = [
-            _told(nvml, lambda i=i: nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByIndex(i))) for i in range(count)
-        ]
-    return ["unknown GPU" if name is None else name for name in names]
+    with _driver() as is_there:
+        count = (is_there and _ask(pynvml.nvmlDeviceGetCount)) or 0
+        handles = [_ask(pynvml.nvmlDeviceGetHandleByIndex, number) for number in range(count)]
+        return [(gpu and _ask(pynvml.nvmlDeviceGetName, gpu)) or "unknown GPU" for gpu in handles]
 
 
-def _told(nvml: ModuleType, read: Callable) -> Any:
-    """Return what the driver tells, or None where it refuses."""
-    try:
-        return read()
-    except nvml.NVMLError:
-        return None
+@contextmanager
+def sampled_gpu() -> Iterator[dict[str, float | None]]:
+    """Sample the GPU that the framework uses while the `with` block runs; after it, the dict yielded has the figures.
 
-
-class GpuSampler:
-    """Samples NVML in a thread while the `with` block runs.
-
-    Attributes
-    ----------
-    busy_percent : float or None
+    busy_percent : float
         Mean share of time in which at least one kernel ran, in per cent: says nothing of how full the GPU was.
-    sm_percent : float or None
-        Mean share of the GPU's multiprocessors that had work, in per cent, over the whole block: how full it was. Cards
-        from Hopper on tell it.
-    peak_mib : float or None
-        Largest GPU memory in use by all programs, in MiB. TensorFlow and JAX reserve most of a GPU at their start:
-        `accelerators.framework_gpu_peak_mib` says what they use of it.
+    sm_percent : float
+        Mean share of the GPU's multiprocessors that had work, in per cent: how full it was. Known from Hopper on.
+    peak_mib : float
+        Largest GPU memory in use by all programs, in MiB. TensorFlow reserves most of a GPU at its start:
+        `accelerators.framework_gpu_peak_mib` says what it uses of that.
 
-    All are None, not zero, where there is no GPU, CUDA_VISIBLE_DEVICES hides it, or it does not tell.
+    A figure is None, or missing, where there is no GPU, CUDA_VISIBLE_DEVICES hides it, or it does not tell.
     """
+    figures: dict[str, float | None] = {}
+    stop = threading.Event()
+    sampling = threading.Thread(target=_sample, args=(stop, figures), daemon=True)
+    sampling.start()
+    try:
+        yield figures
+    finally:
+        stop.set()
+        sampling.join(timeout=5)
 
-    def __init__(self, index: int = 0):
-        self._index = index
-        self._busy: list[float] = []
-        self._used_mib: list[float] = []
-        self.sm_percent: float | None = None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
 
-    def __enter__(self) -> GpuSampler:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(timeout=5)
-
-    @property
-    def busy_percent(self) -> float | None:
-        return float(np.mean(self._busy)) if self._busy else None
-
-    @property
-    def peak_mib(self) -> float | None:
-        return max(self._used_mib) if self._used_mib else None
-
-    def _sample(self) -> None:
-        with _nvml() as nvml:
-            handle = None if nvml is None else _told(nvml, lambda: _visible_gpu(nvml, self._index))
-            if handle is None:
-                return
-            before = _told(nvml, lambda: _gpm_sample(nvml, handle))
-            self._sample_until_stopped(nvml, handle)
-            if before is not None:
-                self.sm_percent = _told(nvml, lambda: _sm_percent(nvml, handle, before))
-
-    def _sample_until_stopped(self, nvml: ModuleType, handle: object) -> None:
-        while True:
+def _sample(stop: threading.Event, figures: dict[str, float | None]) -> None:
+    with _driver() as is_there:
+        if not is_there or (gpu := _ask(_visible_gpu)) is None:
+            return
+        start = _ask(_gpm_sample, gpu)
+        samples = []
+        while not samples or not stop.wait(_SAMPLE_S):
             # A GPU may refuse one figure and give the other (a partitioned one has no utilisation).
-            busy = _told(nvml, lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
-            used = _told(nvml, lambda: _used_bytes(nvml, handle))
-            if busy is not None:
-                self._busy.append(busy)
-            if used is not None:
-                self._used_mib.append(used / 2**20)
-            if self._stop.wait(_SAMPLE_S):
-                return
+            samples.append((_ask(lambda: pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu), _ask(_used_bytes, gpu)))
+        busy, used = ([figure for figure in column if figure is not None] for column in zip(*samples, strict=True))
+        figures["busy_percent"] = statistics.fmean(busy) if busy else None
+        figures["peak_mib"] = max(used) / 2**20 if used else None
+        figures["sm_percent"] = None if start is None else _ask(_sm_percent, gpu, start)
 
 
-def _gpm_sample(nvml: ModuleType, handle: object) -> object | None:
-    """Return what the GPU has counted until now, or None where it does not count."""
-    if not nvml.nvmlGpmQueryDeviceSupport(handle).isSupportedDevice:
-        return None
-    return nvml.nvmlGpmSampleGet(handle, nvml.nvmlGpmSampleAlloc())
-
-
-def _sm_percent(nvml: ModuleType, handle: object, before: object) -> float | None:
-    """Return the mean share of busy multiprocessors since a sample (NVML API Reference, "GPM Functions")."""
-    query = nvml.c_nvmlGpmMetricsGet_t()
-    query.version, query.numMetrics = nvml.NVML_GPM_METRICS_GET_VERSION, 1
-    query.sample1, query.sample2 = before, _gpm_sample(nvml, handle)
-    query.metrics[0].metricId = nvml.NVML_GPM_METRIC_SM_UTIL
-    metric = nvml.nvmlGpmMetricsGet(query).metrics[0]
-    nvml.nvmlGpmSampleFree(query.sample1)
-    nvml.nvmlGpmSampleFree(query.sample2)
-    return float(metric.value) if metric.nvmlReturn == nvml.NVML_SUCCESS and math.isfinite(metric.value) else None
-
-
-def _used_bytes(nvml: ModuleType, handle: object) -> int:
+def _used_bytes(gpu: object) -> int:
     """Return the GPU memory in use; the first version of NVML's call counts what the driver reserves for itself too."""
-    used = _told(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2).used)
-    return nvml.nvmlDeviceGetMemoryInfo(handle).used if used is None else used
+    current = _ask(lambda: pynvml.nvmlDeviceGetMemoryInfo(gpu, version=pynvml.nvmlMemory_v2))
+    return (current or pynvml.nvmlDeviceGetMemoryInfo(gpu)).used
 
 
-def _visible_gpu(nvml: ModuleType, index: int) -> object | None:
-    """Return NVML's handle of the framework's GPU number ``index``: NVML does not heed CUDA_VISIBLE_DEVICES.
+def _gpm_sample(gpu: object) -> object | None:
+    """Return what the GPU has counted until now, or None where it does not count."""
+    if not pynvml.nvmlGpmQueryDeviceSupport(gpu).isSupportedDevice:
+        return None
+    return pynvml.nvmlGpmSampleGet(gpu, pynvml.nvmlGpmSampleAlloc())
+
+
+def _sm_percent(gpu: object, start: object) -> float | None:
+    """Return the mean share of busy multiprocessors since a sample (NVML API Reference, "GPM Functions")."""
+    query = pynvml.c_nvmlGpmMetricsGet_t()
+    query.version, query.numMetrics = pynvml.NVML_GPM_METRICS_GET_VERSION, 1
+    query.sample1, query.sample2 = start, _gpm_sample(gpu)
+    query.metrics[0].metricId = pynvml.NVML_GPM_METRIC_SM_UTIL
+    metric = pynvml.nvmlGpmMetricsGet(query).metrics[0]
+    for sample in (query.sample1, query.sample2):
+        pynvml.nvmlGpmSampleFree(sample)
+    return float(metric.value) if metric.nvmlReturn == pynvml.NVML_SUCCESS and math.isfinite(metric.value) else None
+
+
+def _visible_gpu() -> object | None:
+    """Return NVML's handle of the framework's first GPU: NVML does not heed CUDA_VISIBLE_DEVICES.
 
     The variable lists GPUs by number or by UUID, and ends at the first entry that is neither, such as -1 (CUDA C
     Programming Guide, "CUDA Environment Variables"). NVML numbers GPUs as CUDA does under CUDA_DEVICE_ORDER=PCI_BUS_ID.
     """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return nvml.nvmlDeviceGetHandleByIndex(index)
-    entries = [entry.strip() for entry in visible.split(",")]
-    known = list(itertools.takewhile(lambda entry: entry.isdecimal() or entry.startswith(("GPU-", "MIG-")), entries))
-    if index >= len(known):
-        return None
-    if known[index].isdecimal():
-        return nvml.nvmlDeviceGetHandleByIndex(int(known[index]))
-    return nvml.nvmlDeviceGetHandleByUUID(known[index])
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    if first.isdecimal():
+        return pynvml.nvmlDeviceGetHandleByIndex(int(first))
+    return pynvml.nvmlDeviceGetHandleByUUID(first) if first.startswith(("GPU-", "MIG-")) else None

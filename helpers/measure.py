@@ -6,7 +6,6 @@ Called by every lesson and by the benchmark. Definitions of the figures: `helper
 from __future__ import annotations
 
 import datetime
-import math
 import operator
 import tempfile
 from collections.abc import Callable
@@ -30,35 +29,24 @@ from helpers.measurement import (
     machine,
     median_of,
     mib_per_1000_files,
+    mib_per_epoch,
     setting,
     versions,
 )
-from helpers.packing import default_packs_in
 from helpers.runs import Came, drain, renamed, several_epochs, train
 from helpers.sandbox import ChildResult, Outcome, run
 
 __all__ = ["Measurement", "Trial", "machine", "measure", "measure_ceiling", "setting"]
 
 _MAX_TIMELINE = 200
-_GROWTH_EPOCHS, _MORE_EPOCHS = 4, 16
+_GROWTH_EPOCHS, _MORE_EPOCHS = 6, 18
 _MANY_FILES = 1000  # with fewer, thread pools and the allocator are still filling up at the end of an epoch
 _IN_DOUBT_MIB_PER_1000 = 20  # an image of 224 x 224 pixels kept costs 144 MiB per 1,000
 _IN_DOUBT_MIB_PER_EPOCH = 1
 
 
 def measure(
-    pipeline: Callable,
-    files: ImageFiles,
-    *,
-    accelerator: object | None = None,
-    memory_budget: float | None = None,
-    batches: int | None = None,
-    repeats: int = 1,
-    name: str | None = None,
-    image_size: tuple[int, int] = (224, 224),
-    batch_size: int = 32,
-    growth: bool | None = None,
-    timeout: float | None = None,
+    pipeline: Callable, files: ImageFiles, *, repeats: int = 1, growth: bool | None = None, **settings: Any
 ) -> Measurement:
     """Measure one pipeline; each run in a fresh child process, whatever happens to it.
 
@@ -68,19 +56,21 @@ def measure(
         ``pipeline(files, *, image_size, batch_size, shuffle, seed) -> batches``; also one from a notebook cell.
     files : ImageFiles
         What it reads, once per run.
+    repeats : int
+        Runs of each kind, alternating; medians are reported, and the spread.
+    growth : bool, optional
+        Whether to measure how memory grows with files and epochs, in one more run; by default with 1,000 files or
+        more, since fewer need further runs and still say little.
     accelerator : KerasAccelerator or EmulatedAccelerator, optional
         Then the pipeline also feeds it, in a run of its own, for the figures of training.
     memory_budget : float, optional
         In MiB, for each child process; see `sandbox.run`.
     batches : int, optional
         Stop each run after this many batches; by default a run is one epoch. Then memory growth is not measured.
-    repeats : int
-        Runs of each kind, alternating; medians are reported, and the spread.
     name : str, optional
         By default the pipeline's name.
-    growth : bool, optional
-        Whether to measure how memory grows with files and epochs, in one more run; by default with 1,000 files or
-        more, since fewer need further runs and still say little.
+    image_size, batch_size : (int, int), int
+        Given to the pipeline; by default ``(224, 224)`` and 32.
     timeout : float, optional
         In seconds, for each run.
 
@@ -91,15 +81,11 @@ def measure(
     TypeError
         If ``files`` is no `ImageFiles`, or the pipeline no function.
     """
-    trial = Trial(
-        pipeline, files, accelerator=accelerator, memory_budget=memory_budget, batches=batches, name=name,
-        image_size=image_size, batch_size=batch_size, timeout=timeout,
-    )  # fmt: skip
+    trial = Trial(pipeline, files, **settings)
     if operator.index(repeats) < 1:
         raise ValueError(f"repeats is {repeats}: it must be at least 1")
-    for _ in range(repeats):
-        if not trial.run():
-            break
+    while trial.runs < repeats and trial.run():
+        pass
     if len(files) >= _MANY_FILES if growth is None else growth:
         trial.run_growth()
     return trial.measurement()
@@ -124,13 +110,10 @@ class Trial:
     timeout: float | None = None
 
     def __post_init__(self):
-        _check_what_to_measure(self.pipeline, self.files)
-        if self.batch_size < 1 or (self.batches is not None and self.batches < 1):
-            raise ValueError(f"batch_size={self.batch_size}, batches={self.batches}: each must be at least 1")
+        _check_what_to_measure(self)
         self.name = self.name or name_of(self.pipeline)
-        size = _height_and_width(self.image_size)
+        size = tuple(operator.index(pixels) for pixels in self.image_size)
         self._settings = {"image_size": size, "batch_size": operator.index(self.batch_size)}
-        self._limits = {"memory_budget": self.memory_budget, "timeout": self.timeout}
         self._alone: list[ChildResult] = []
         self._training: list[ChildResult] = []
         self._growth = Growth()
@@ -143,7 +126,12 @@ class Trial:
     @property
     def failed(self) -> bool:
         """Whether a run did not finish; then no other is made."""
-        return any(result.outcome != Outcome.FINISHED for result in (*self._alone, *self._training))
+        return self._failure is not None
+
+    @property
+    def _failure(self) -> ChildResult | None:
+        results = (*self._alone, *self._training)
+        return next((one for one in results if one.outcome != Outcome.FINISHED), None)
 
     def run(self) -> bool:
         """Run the pipeline alone and, with an accelerator, while it trains; tell whether all runs so far finished.
@@ -153,55 +141,74 @@ class Trial:
         ValueError
             If it yields nothing, or the budget does not hold what it imports.
         """
-        if self.failed:
-            return False
-        given = (self.pipeline, self.files, self._settings, self.batches)
-        self._alone.append(run(drain, *given, **self._limits))
-        _check_that_images_came(self._alone[-1], self.name, len(self.files))
+        if not self.failed:
+            self._alone.append(self._run(drain, self.files, self.batches))
+            _check_that_images_came(self._alone[-1], self.name, len(self.files))
         if self.accelerator is not None and not self.failed:
-            self._training.append(run(train, *given, self.accelerator, **self._limits))
+            self._training.append(self._run(train, self.files, self.batches, self.accelerator))
         return not self.failed
 
+    def _run(self, function: Callable, files: ImageFiles, *arguments: object) -> ChildResult:
+        limits = {"memory_budget": self.memory_budget, "timeout": self.timeout}
+        return run(function, self.pipeline, files, self._settings, *arguments, **limits)
+
     def run_growth(self) -> None:
-        """Run a quarter of the files, to see how memory grows with files and epochs; after `run`."""
-        if len(_values(self._alone)) == self.runs and (grown_mib := self._alone[0].value.grown_mib) is not None:
-            self._growth = _growth(self.pipeline, self.files, self._settings, self._limits, grown_mib)
+        """Compare a quarter of the files with all of them, and some epochs of it; of few files, in doubt, look further.
+
+        After `run`.
+        """
+        quarter, is_small = self.files.take(len(self.files) // 4), len(self.files) < _MANY_FILES
+        all_mib = self._alone[0].value.grown_mib if self._alone[0].value else None
+        first_look = self._epochs(quarter, _GROWTH_EPOCHS) if len(quarter) and all_mib is not None else None
+        if first_look is None:
+            return
+        per_1000 = mib_per_1000_files(first_look[0], all_mib, len(self.files) - len(quarter))
+        per_epoch = mib_per_epoch(first_look[1])
+        # A second look may need more memory or time than there is: then the first one holds.
+        if is_small and per_1000 > _IN_DOUBT_MIB_PER_1000:
+            times = 1 + -(-_MANY_FILES // len(self.files))
+            with tempfile.TemporaryDirectory(prefix="measure-") as folder:
+                if more := self._epochs(renamed(self.files, times, folder), 1, folder):
+                    per_1000 = mib_per_1000_files(all_mib, more[0], (times - 1) * len(self.files))
+        if is_small and per_epoch > _IN_DOUBT_MIB_PER_EPOCH and (more := self._epochs(quarter, _MORE_EPOCHS)):
+            per_epoch = mib_per_epoch(more[1])
+        self._growth = Growth(mib_per_1000_files=per_1000, mib_per_epoch=per_epoch)
+
+    def _epochs(self, files: ImageFiles, *arguments: object) -> tuple[float, list[float]] | None:
+        return self._run(several_epochs, files, *arguments).value
 
     def measurement(self) -> Measurement:
         """Return the medians of the runs so far, and their spread."""
         epochs, trained = _values(self._alone), _values(self._training)
         alone = median_of(Alone, [one.alone for one in epochs])
         alone = replace(alone, runs_images_per_s=tuple(one.alone.images_per_s for one in epochs))
-        came = _came(self._alone[0])
-        failures = [(one.outcome, one.error) for one in self._alone if one.outcome != Outcome.FINISHED]
-        failures += [
-            (one.outcome, f"while training: {one.error}") for one in self._training if one.outcome != Outcome.FINISHED
-        ]
-        outcome, error = failures[0] if failures else (Outcome.FINISHED, None)
+        came, failure = _came(self._alone[0]), self._failure
+        while_training = "while training: " if len(epochs) == self.runs else ""
         return Measurement(
             name=self.name,
-            outcome=outcome,
-            error=error,
+            outcome=failure.outcome if failure else Outcome.FINISHED,
+            error=f"{while_training}{failure.error}" if failure else None,
             files=len(self.files),
             dtype=epochs[0].dtype if epochs else None,
             batches_done=came.batches,
             images_done=came.images,
             alone=alone,
-            training=_training(self._training, self.accelerator, alone),
+            training=_training([training for training, _ in trained], self.accelerator, alone, self._training),
             memory=_memory_use(self._alone, self.memory_budget is not None),
             growth=self._growth,
-            gpu=median_of(Gpu, [gpu for _, gpu, _ in trained]),
+            gpu=median_of(Gpu, [gpu for _, gpu in trained]),
             context=Context(
                 dataset=Dataset.of(self.files),
                 machine=machine(),
-                versions=versions(trained[0][2] if trained else None),
+                versions=versions(),
                 date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             ),
             **self._settings,
         )
 
 
-def _check_what_to_measure(pipeline: Callable, files: ImageFiles) -> None:
+def _check_what_to_measure(trial: Trial) -> None:
+    pipeline, files, size = trial.pipeline, trial.files, trial.image_size
     if not callable(pipeline):
         raise TypeError(
             f"the pipeline is a {type(pipeline).__name__}: give the function that builds it, not its result"
@@ -210,16 +217,10 @@ def _check_what_to_measure(pipeline: Callable, files: ImageFiles) -> None:
         raise TypeError(f"files is a {type(files).__name__}: find_images(folder) lists a folder's images")
     if not len(files):
         raise ValueError("no files to measure with: find_images(folder) lists a folder's images")
-
-
-def _height_and_width(image_size: tuple[int, int]) -> tuple[int, int]:
-    try:
-        height, width = (operator.index(size) for size in image_size)
-    except (TypeError, ValueError):
-        height = width = 0
-    if height < 1 or width < 1:
-        raise ValueError(f"image_size is {image_size!r}: give (height, width) in pixels")
-    return height, width
+    if np.shape(size) != (2,) or np.min(size) < 1:
+        raise ValueError(f"image_size is {size!r}: give (height, width) in pixels")
+    if trial.batch_size < 1 or (trial.batches is not None and trial.batches < 1):
+        raise ValueError(f"batch_size={trial.batch_size}, batches={trial.batches}: each must be at least 1")
 
 
 def _check_that_images_came(result: ChildResult, name: str, file_count: int) -> None:
@@ -227,29 +228,23 @@ def _check_that_images_came(result: ChildResult, name: str, file_count: int) -> 
     if result.outcome == Outcome.FINISHED and not came.images:
         raise ValueError(f"{name} yielded no images from {file_count:,} files: check its loop")
     # The watchdog may look only after the import, when the baseline has been told.
-    baseline_mib = math.inf if result.progress is None else came.baseline_mib
-    if result.outcome == Outcome.OUT_OF_MEMORY and baseline_mib >= result.budget_mib:
+    is_within = result.progress is not None and came.baseline_mib < result.budget_mib
+    if result.outcome == Outcome.OUT_OF_MEMORY and not is_within:
         raise ValueError(
             f"memory_budget of {result.budget_mib:,.0f} MiB: what {name} imports needs more"
             f" ({result.peak_mib:,.0f} MiB); give a larger budget"
         )
 
 
-def measure_ceiling(
-    accelerator: object,
-    *,
-    image_size: tuple[int, int] = (224, 224),
-    batch_size: int = 32,
-    class_count: int = 10,
-    timeout: float | None = None,
-) -> float:
-    """Return the rate of an accelerator fed one resident batch again and again, in images/s, from a fresh process."""
-    return run(_ceiling_alone, accelerator, image_size, batch_size, class_count, timeout=timeout).unwrap()
+def measure_ceiling(accelerator: object, *, batch_size: int = 32, timeout: float | None = None) -> float:
+    """Return the rate of an accelerator fed one resident batch of 224 x 224 pixels, in images/s, in a fresh process."""
+    return run(_ceiling_alone, accelerator, batch_size, timeout=timeout).unwrap()
 
 
-def _ceiling_alone(accelerator: object, image_size: tuple[int, int], batch_size: int, class_count: int) -> float:
-    step = accelerator.prepare(image_size, 3, class_count, [batch_size])
-    return ceiling(step, *to_device(*resident_batch(batch_size, image_size, 3, class_count), accelerator))
+def _ceiling_alone(accelerator: object, batch_size: int) -> float:
+    shape = ((224, 224), 3, 10)
+    step = accelerator.prepare(*shape, [batch_size])
+    return ceiling(step, *to_device(*resident_batch(batch_size, *shape), accelerator))
 
 
 # ---- putting figures together ----------------------------------------------------------------------------------------
@@ -265,25 +260,21 @@ def _came(result: ChildResult) -> Came:
 
 def _memory_use(results: list[ChildResult], is_limited: bool) -> MemoryUse:
     first, baseline_mib = results[0], _came(results[0]).baseline_mib
-    highest_mib = [one.highest_rss_mib for one in _values(results) if one.highest_rss_mib is not None]
     return MemoryUse(
         # The baseline is read more exactly than the peak: of a short run it may be a little higher.
         peak_mib=max([baseline_mib or 0.0, *(result.peak_mib for result in results)]),
         baseline_mib=baseline_mib,
         peak_file_mib=max(result.peak_file_mib for result in results),
-        peak_rss_mib=max(result.peak_rss_mib for result in results),
-        highest_rss_mib=float(np.median(highest_mib)) if highest_mib else None,
         method=first.method,
         budget_mib=first.budget_mib if is_limited else None,
         timeline=_thinned(first.timeline),
     )
 
 
-def _training(results: list[ChildResult], accelerator: object | None, alone: Alone) -> Training:
+def _training(runs: list[Training], accelerator: object | None, alone: Alone, results: list[ChildResult]) -> Training:
     """Return the medians, with what concerns all runs, and what the pipeline alone lets one expect."""
     if accelerator is None:
         return Training()
-    runs = [training for training, _, _ in _values(results)]
     median = median_of(Training, runs)
     rate, top = alone.images_per_s, median.ceiling_images_per_s
     is_known = rate is not None and top is not None
@@ -291,40 +282,11 @@ def _training(results: list[ChildResult], accelerator: object | None, alone: Alo
     return replace(
         median,
         accelerator=accelerator.label,
-        accelerator_kind=accelerator.kind,
         predicted_images_per_s=min(rate, top) if is_known else None,
         predicted_serial_images_per_s=1 / (1 / rate + 1 / top) if shares_cores else None,
         peak_mib=max((result.peak_mib for result in results), default=None),
         runs_images_per_s=tuple(one.images_per_s for one in runs if one.images_per_s is not None),
     )
-
-
-def _growth(pipeline: Callable, files: ImageFiles, settings: dict, limits: dict, all_mib: float) -> Growth:
-    """Compare a quarter of the files with all of them, and some epochs of it; of few files, in doubt, look further."""
-    quarter = files.take(len(files) // 4)
-    result = run(several_epochs, pipeline, quarter, settings, _GROWTH_EPOCHS, **limits) if len(quarter) else None
-    if result is None or result.outcome != Outcome.FINISHED:
-        return Growth()
-    quarter_mib, held_mib = result.value
-    per_1000 = mib_per_1000_files(quarter_mib, all_mib, len(files) - len(quarter))
-    per_epoch = _slope(held_mib[1:])  # the first epoch fills buffers
-    is_small = len(files) < _MANY_FILES
-    # A second look may need more memory or time than there is: then the first one holds.
-    if is_small and per_1000 is not None and per_1000 > _IN_DOUBT_MIB_PER_1000:
-        times = 1 + -(-_MANY_FILES // len(files))
-        with tempfile.TemporaryDirectory(prefix="measure-") as folder, default_packs_in(folder):
-            more = run(several_epochs, pipeline, renamed(files, times, folder), settings, 1, **limits)
-        if more.outcome == Outcome.FINISHED:
-            per_1000 = mib_per_1000_files(all_mib, more.value[0], (times - 1) * len(files))
-    if is_small and per_epoch > _IN_DOUBT_MIB_PER_EPOCH:
-        more = run(several_epochs, pipeline, quarter, settings, _MORE_EPOCHS, **limits)
-        if more.outcome == Outcome.FINISHED:
-            per_epoch = _slope(more.value[1][_MORE_EPOCHS // 2 :])
-    return Growth(mib_per_1000_files=per_1000, mib_per_epoch=per_epoch)
-
-
-def _slope(values: list[float]) -> float:
-    return float(np.polyfit(range(len(values)), values, 1)[0])
 
 
 def _thinned(timeline: list[tuple[float, float, float]]) -> tuple[tuple[float, float], ...]:

@@ -5,13 +5,14 @@ Made by `measure`, read by the scoreboard, the benchmark, the plots and the less
 
 from __future__ import annotations
 
+import contextlib
 import html
 import importlib.metadata
 import json
 import os
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -36,71 +37,33 @@ class _Record(msgspec.Struct, frozen=True):
 
 
 class Alone(_Record, kw_only=True):
-    """The pipeline alone: nothing consumes the batches. Medians of the runs.
+    """The pipeline alone: nothing consumes the batches. Medians of the runs."""
 
-    Attributes
-    ----------
-    images_per_s : float
-        Images over wall time of one epoch, first batch excluded (DS-Analyzer); of a single batch, its own time.
-    first_batch_s : float
-        From the call of the pipeline to its first batch.
-    first_epoch_images_per_s : float
-        Images over wall time from the call of the pipeline to the end of its first epoch: nothing excluded. The figure
-        for comparing a pipeline that does its work before the first batch with one that does it batch by batch.
-    cores_busy : float
-        CPU time of the process tree over wall time.
-    runs_images_per_s : tuple of float
-        Each run's figure, in order: the spread.
-    """
-
-    images_per_s: _Figure | None = None
-    first_batch_s: _Figure | None = None
+    images_per_s: _Figure | None = None  # of one epoch, first batch excluded (DS-Analyzer); of a single batch, its own
+    first_batch_s: _Figure | None = None  # from the call of the pipeline
+    # From that call to the end of the first epoch, nothing excluded: compares a pipeline that does its work before the
+    # first batch with one that does it batch by batch.
     first_epoch_images_per_s: _Figure | None = None
-    cores_busy: _Figure | None = None
-    runs_images_per_s: _Figures = ()
+    cores_busy: _Figure | None = None  # CPU time of the process tree over wall time
+    runs_images_per_s: _Figures = ()  # of each run, in order: the spread
 
 
 class Training(_Record, kw_only=True):
-    """The pipeline beside an accelerator. Medians of the runs.
-
-    Attributes
-    ----------
-    accelerator, accelerator_kind, device : str
-        Its label; ``keras`` or ``emulated``; where Keras computed.
-    ceiling_images_per_s : float
-        The accelerator alone, fed one resident batch again and again.
-    images_per_s : float
-        Training on the pipeline, each step synchronised, first step excluded.
-    predicted_images_per_s : float
-        min(alone, ceiling): what a pipeline that runs beside the accelerator could reach (DS-Analyzer).
-    predicted_serial_images_per_s : float
-        1 / (1/alone + 1/ceiling): what to expect where both share the same cores. Only for a model on the CPU.
-    utilisation_percent : float
-        Time in the accelerator over total time, first step excluded (AU of MLPerf Storage).
-    wait_ms_p50, wait_ms_p95, wait_ms_max : float
-        Time in ``next()`` per step.
-    wait_ms, compute_ms : tuple of float
-        The first steps, for the timeline.
-    peak_mib : float
-        As `MemoryUse.peak_mib`.
-    runs_images_per_s : tuple of float
-        Each run's figure, in order: the spread.
-    """
+    """The pipeline beside an accelerator, each step synchronised, the first left out. Medians of the runs."""
 
     accelerator: str | None = None
-    accelerator_kind: str | None = None
-    device: str | None = None
-    ceiling_images_per_s: _Figure | None = None
+    device: str | None = None  # where Keras computed
+    ceiling_images_per_s: _Figure | None = None  # the accelerator alone, fed one resident batch again and again
     images_per_s: _Figure | None = None
-    predicted_images_per_s: _Figure | None = None
-    predicted_serial_images_per_s: _Figure | None = None
-    utilisation_percent: _Figure | None = None
-    wait_ms_p50: _Figure | None = None
+    predicted_images_per_s: _Figure | None = None  # min(alone, ceiling): side by side (DS-Analyzer)
+    predicted_serial_images_per_s: _Figure | None = None  # 1 / (1/alone + 1/ceiling): both on the same CPU cores
+    utilisation_percent: _Figure | None = None  # time in the accelerator over total time (AU of MLPerf Storage)
+    wait_ms_p50: _Figure | None = None  # in next(), per step
     wait_ms_p95: _Figure | None = None
     wait_ms_max: _Figure | None = None
     peak_mib: _Figure | None = None
     runs_images_per_s: _Figures = ()
-    wait_ms: _Figures = ()
+    wait_ms: _Figures = ()  # of the first steps, for the timeline
     compute_ms: _Figures = ()
 
     @property
@@ -110,64 +73,25 @@ class Training(_Record, kw_only=True):
 
 
 class MemoryUse(_Record, kw_only=True):
-    """Memory of the process tree, pipeline alone; the largest of the runs.
+    """Memory of the process tree, pipeline alone; the largest of the runs."""
 
-    Attributes
-    ----------
-    peak_mib : float
-        Largest memory held: what the kernel cannot drop (`memory.TreeMemory.held_mib`).
-    baseline_mib : float
-        The same just before the pipeline is built, imports included.
-    peak_file_mib, peak_rss_mib, highest_rss_mib : float
-        Mapped files apart; sum of RSS; the kernel's own VmHWM of the process, as a cross-check.
-    method : str
-        How it was read; see `memory.TreeMemory`.
-    budget_mib : float
-        The limit, where one was given.
-    timeline : tuple of (float, float)
-        Seconds since the process started and memory held in MiB.
-    """
-
-    peak_mib: _Figure
-    baseline_mib: _Figure | None = None
-    peak_file_mib: _Figure = 0.0
-    peak_rss_mib: _Figure = 0.0
-    highest_rss_mib: _Figure | None = None
-    method: str
+    peak_mib: _Figure  # of what the kernel cannot drop; see `memory.TreeMemory.held_mib`
+    baseline_mib: _Figure | None = None  # the same just before the pipeline is built, imports included
+    peak_file_mib: _Figure = 0.0  # mapped files, which the kernel can drop
+    method: str  # how it was read
     budget_mib: _Figure | None = None
-    timeline: tuple[tuple[_Figure, _Figure], ...] = ()
+    timeline: tuple[tuple[_Figure, _Figure], ...] = ()  # seconds since the process started, MiB held
 
 
 class Growth(_Record, kw_only=True):
-    """How memory grows. The figures are None if `measure` stopped before the end of an epoch.
-
-    Attributes
-    ----------
-    mib_per_1000_files : float
-        Memory held at the last batch of the first epoch, when all that was read ahead has been given out: growth from a
-        quarter of the files to all of them. Thread pools and the allocator fill up with the first images, the more
-        cores the longer; so where there are few files and they seem to cost memory, growth from all of them to a list
-        of over a thousand is taken instead.
-    mib_per_epoch : float
-        Slope of the memory held after each epoch of that quarter, first epoch excluded; with few files and in doubt,
-        of later epochs.
-    """
+    """How memory grows; see the functions of the same names. None if no whole epoch was run."""
 
     mib_per_1000_files: _Figure | None = None
     mib_per_epoch: _Figure | None = None
 
 
 class Gpu(_Record, kw_only=True):
-    """The GPU while training.
-
-    Attributes
-    ----------
-    busy_percent, sm_percent, peak_mib : float
-        NVML's share of time with any kernel at work, its share of busy multiprocessors, and memory.
-    framework_peak_mib : float
-        The peak by the framework's own allocator: TensorFlow and JAX reserve most of a GPU at their start, so only this
-        says what the training needs.
-    """
+    """The GPU while training; see `gpu.sampled_gpu` and `accelerators.framework_gpu_peak_mib`."""
 
     busy_percent: _Figure | None = None
     sm_percent: _Figure | None = None
@@ -176,21 +100,16 @@ class Gpu(_Record, kw_only=True):
 
 
 class Dataset(_Record, kw_only=True):
-    """What was read: the folder's name, how many images and classes, and how large the files are."""
+    """What was read; `name` is the folder's."""
 
     name: str = "?"
     images: _Count | None = None
     classes: _Count | None = None
-    mean_kb_per_image: _Figure | None = None
 
     @classmethod
     def of(cls, files: ImageFiles) -> Dataset:
-        """Describe a list of files; sizes are those of a hundred of them."""
-        sample = files.paths[:: max(1, len(files) // 100)]
-        sizes = [os.path.getsize(path) for path in sample if os.path.exists(path)]
-        folder = os.path.basename(os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in sample]))
-        mean_kb = round(sum(sizes) / len(sizes) / 1000, 1) if sizes else None
-        return cls(name=printable(folder), images=len(files), classes=len(files.class_names), mean_kb_per_image=mean_kb)
+        folder = os.path.commonpath({os.path.abspath(os.path.dirname(path)) for path in files.paths})
+        return cls(name=printable(os.path.basename(folder)), images=len(files), classes=len(files.class_names))
 
 
 class Machine(_Record, kw_only=True):
@@ -213,28 +132,17 @@ class Context(_Record, kw_only=True):
 
 
 class Measurement(_Record, kw_only=True):
-    """What one pipeline did on one machine.
-
-    Attributes
-    ----------
-    outcome : Outcome
-        ``finished`` when every run finished, else the first other outcome, with `error`, which begins with "while
-        training" where the pipeline alone had finished.
-    batches_done, images_done : int
-        Delivered in the first run, also when it did not finish.
-    training, growth, gpu
-        Records without figures where nothing of the kind was measured.
-    """
+    """What one pipeline did on one machine; records without figures where nothing of the kind was measured."""
 
     version: int = FORMAT
     name: str
-    outcome: Outcome
-    error: str | None = None
+    outcome: Outcome  # finished if every run finished, else the first other outcome
+    error: str | None = None  # begins with "while training" where the pipeline alone had finished
     files: _Count
     image_size: tuple[_Count, _Count]
     batch_size: _Count
     dtype: str | None = None
-    batches_done: _Count
+    batches_done: _Count  # in the first run, also when it did not finish
     images_done: _Count
     alone: Alone = Alone()
     training: Training = Training()
@@ -258,15 +166,10 @@ class Measurement(_Record, kw_only=True):
         """
         try:
             values = json.loads(line, parse_constant=_refuse)
-        except RecursionError:
-            raise ValueError("not a measurement: nested too deeply") from None
-        if not isinstance(values, dict) or "outcome" not in values:
-            raise ValueError(f"not a measurement: {line[:60]!r}")
-        if values.get("version") != FORMAT:
-            raise ValueError("a row of another version of the course; measure again")
-        try:
+            if isinstance(values, dict) and values.get("version") != FORMAT:
+                raise ValueError("a row of another version of the course; measure again")
             return msgspec.convert(values, cls)
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, RecursionError) as error:
             raise ValueError(f"not a measurement: {error}") from None
 
     def rows(self) -> list[tuple[str, str]]:
@@ -310,11 +213,14 @@ class Measurement(_Record, kw_only=True):
     __repr__ = __str__  # in a terminal as in print
 
     def _repr_html_(self) -> str:
-        cells = "".join(
-            "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(text)}</td>" for text in row) + "</tr>"
-            for row in self.rows()
-        )
-        return f"<table><caption><b>{html.escape(self.name)}</b></caption>{cells}</table>{_memory_svg(self.memory)}"
+        return html_table(self.name, self.rows())
+
+
+def html_table(caption: str, rows: Iterable[Sequence[str]]) -> str:
+    """Return a table for a notebook."""
+    cell = "<td style='text-align:left'>{}</td>"
+    body = "".join(f"<tr>{''.join(cell.format(html.escape(text)) for text in row)}</tr>" for row in rows)
+    return f"<table><caption><b>{html.escape(caption)}</b></caption>{body}</table>"
 
 
 def _refuse(constant: str) -> None:
@@ -327,22 +233,6 @@ def _row(label: str, form: str, *values: float | None) -> list[tuple[str, str]]:
 
 def _spread(runs: tuple[float, ...]) -> str:
     return f" (median of {len(runs)}: {min(runs):,.0f} to {max(runs):,.0f})" if len(runs) > 1 else ""
-
-
-def _memory_svg(held: MemoryUse) -> str:
-    """Draw memory over time in a strip small enough to stand under the table."""
-    if len(held.timeline) < 2:
-        return ""
-    width, height = 480, 48
-    end = held.timeline[-1][0] or 1
-    top = max(held.peak_mib, 1) * 1.05
-    points = " ".join(f"{t / end * width:.1f},{height - mib / top * height:.1f}" for t, mib in held.timeline)
-    return (
-        f"<svg width='{width}' height='{height + 16}' role='img' aria-label='memory over time'>"
-        f"<polyline points='{points}' fill='none' stroke='#0072B2' stroke-width='1.5'/>"
-        f"<text x='0' y='{height + 13}' font-size='11' fill='currentColor'>"
-        f"memory held, 0 to {end:.1f} s; top {held.peak_mib:,.0f} MiB</text></svg>"
-    )
 
 
 # ---- arithmetic ------------------------------------------------------------------------------------------------------
@@ -358,9 +248,25 @@ def median_of(kind: type[_Kind], runs: Sequence[_Kind]) -> _Kind:
     return replace(first, **{name: float(statistics.median(found)) for name, found in numbers.items() if found})
 
 
-def mib_per_1000_files(few_mib: float | None, many_mib: float | None, files_more: int) -> float | None:
-    """Return memory growth in MiB per 1,000 files, from two runs, the second of which reads more files."""
-    return None if few_mib is None or many_mib is None else 1000 * (many_mib - few_mib) / files_more
+def mib_per_1000_files(few_mib: float, many_mib: float, files_more: int) -> float:
+    """Return how memory grows with the files, in MiB per 1,000, from what two runs held in their first epoch.
+
+    What a run held is the larger of two readings above the start: at the first batch, when a pipeline that reads
+    everything in advance holds most, and at the last one, when all that was read ahead has been given out. Buffers,
+    thread pools and the allocator fill up with the first images, the more cores the longer; so what looks like growth
+    among few files is looked at again among more.
+    """
+    return 1000 * (many_mib - few_mib) / files_more
+
+
+def mib_per_epoch(held_mib: Sequence[float]) -> float:
+    """Return how the floor of the memory held after each epoch rises from the middle third to the last, in MiB.
+
+    Worker processes that begin and end move the memory up and down by several times their epoch's images, so that a
+    line fitted through it has a slope by chance; what is never given back raises even the lowest point.
+    """
+    third = len(held_mib) // 3
+    return (min(held_mib[-third:]) - min(held_mib[-2 * third : -third])) / third
 
 
 # ---- the context -----------------------------------------------------------------------------------------------------
@@ -380,12 +286,9 @@ def machine() -> Machine:
 def _cpu_name() -> str:
     try:
         with open("/proc/cpuinfo") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def setting(files: ImageFiles, budget_mib: float) -> str:
@@ -395,14 +298,12 @@ def setting(files: ImageFiles, budget_mib: float) -> str:
     return f"{hardware} | {len(files):,} images, {len(files.class_names)} classes | budget {budget_mib:,.0f} MiB"
 
 
-def versions(keras_backend: str | None = None) -> dict[str, str]:
+def versions() -> dict[str, str]:
     """Return the versions of what the figures depend on, without importing it."""
     found = {"python": platform.python_version()}
-    if keras_backend is not None:
-        found["keras backend"] = keras_backend
     for package in _VERSIONED:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    if backend := os.environ.get("KERAS_BACKEND"):
+        found["keras backend"] = backend
     return found

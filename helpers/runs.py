@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,14 +21,14 @@ import psutil
 from helpers.accelerators import (
     ceiling,
     framework_gpu_peak_mib,
-    keras_backend,
     keras_device,
     resident_batch,
     to_device,
 )
 from helpers.folders import ImageFiles
-from helpers.gpu import GpuSampler
+from helpers.gpu import sampled_gpu
 from helpers.measurement import Alone, Gpu, Training
+from helpers.packing import default_packs_in
 from helpers.pipelines import LazyPipeline
 from helpers.sandbox import memory, report
 
@@ -45,13 +46,12 @@ class Came(NamedTuple):
 
 
 class Drained(NamedTuple):
-    """One epoch of the pipeline alone; `grown_mib` is memory above the start, at its last batch."""
+    """One epoch of the pipeline alone; for `grown_mib` see `measurement.mib_per_1000_files`."""
 
     came: Came
     dtype: str | None
     alone: Alone
     grown_mib: float | None
-    highest_rss_mib: float | None
 
 
 def loaded(pipeline: Callable) -> Callable:
@@ -92,18 +92,19 @@ def drain(pipeline: Callable, files: ImageFiles, settings: dict, batches: int | 
     cpu_before = _cpu_seconds(process)
     start = time.perf_counter()
     first_images, first_at, dtype = 0, start, None
-    grown_mib, pause_s = None, 0.0
+    held_mib, pause_s = [came.baseline_mib], 0.0
     iterator = iter(pipeline(files, **settings))  # kept, so that its end is not timed where it is stopped early
     for batch in itertools.islice(iterator, batches):
         images, _labels = _checked(batch)
         if not came.batches:
+            held_mib.append(memory.current().held_mib)
             first_at, first_images = time.perf_counter(), len(images)
             dtype = getattr(images.dtype, "name", str(images.dtype))
         report(came := Came(came.batches + 1, came.images + len(images), came.baseline_mib))
         if _is_at_end(came.images, len(images), files):
             del batch, images, _labels
             paused_at, cpu_at = time.perf_counter(), _cpu_seconds(process)
-            grown_mib = settled_mib() - came.baseline_mib
+            held_mib.append(settled_mib())
             pause_s += time.perf_counter() - paused_at
             cpu_before += _cpu_seconds(process) - cpu_at
     end = time.perf_counter() - pause_s
@@ -115,14 +116,13 @@ def drain(pipeline: Callable, files: ImageFiles, settings: dict, batches: int | 
         first_epoch_images_per_s=came.images / (end - start),
         cores_busy=(_cpu_seconds(process) - cpu_before) / (end - start),
     )
-    own = memory.read_status("self")
-    return Drained(came, dtype, alone, grown_mib, own and own.highest_rss_mib)
+    return Drained(came, dtype, alone, max(held_mib) - came.baseline_mib if pause_s else None)
 
 
 def train(
     pipeline: Callable, files: ImageFiles, settings: dict, batches: int | None, accelerator: object
-) -> tuple[Training, Gpu, str | None]:
-    """Feed one epoch to the accelerator, timing the wait and the work of each step; return Keras' backend too."""
+) -> tuple[Training, Gpu]:
+    """Feed one epoch to the accelerator, timing the wait and the work of each step."""
     batch_size = min(settings["batch_size"], len(files))
     class_count = max(len(files.class_names), 1)
     sizes = [batch_size] + ([len(files) % batch_size] if len(files) % batch_size else [])
@@ -131,7 +131,7 @@ def train(
     ceiling_images_per_s = ceiling(step, *resident)
     pipeline = loaded(pipeline)
     counts, waits_s, steps_s = [], [], []
-    with GpuSampler() as gpu:
+    with sampled_gpu() as gpu:
         iterator = iter(pipeline(files, **settings))
         before = time.perf_counter()
         for batch in itertools.islice(iterator, batches):
@@ -149,13 +149,8 @@ def train(
         ceiling_images_per_s=ceiling_images_per_s,
         **(_figures(counts, 1000 * np.array(waits_s), 1000 * np.array(steps_s)) if counts else {}),
     )
-    used = Gpu(
-        busy_percent=gpu.busy_percent,
-        sm_percent=gpu.sm_percent,
-        peak_mib=gpu.peak_mib,
-        framework_peak_mib=framework_gpu_peak_mib() if is_keras else None,
-    )
-    return training, used, keras_backend() if is_keras else None
+    used = Gpu(**gpu, framework_peak_mib=framework_gpu_peak_mib() if is_keras else None)
+    return training, used
 
 
 def _figures(counts: list[int], wait_ms: np.ndarray, compute_ms: np.ndarray) -> dict[str, Any]:
@@ -179,21 +174,29 @@ def _is_at_end(images_done: int, batch_size: int, files: ImageFiles) -> bool:
     return images_done > len(files) - batch_size
 
 
-def several_epochs(pipeline: Callable, files: ImageFiles, settings: dict, epochs: int) -> tuple:
-    """Iterate; return the memory above the start at the last batch of the first epoch, and that held after each."""
+def several_epochs(
+    pipeline: Callable, files: ImageFiles, settings: dict, epochs: int, packs: str | None = None
+) -> tuple[float, list[float]]:
+    """Iterate; return what the first epoch held above the start, as `drain` does, and what is held after each epoch.
+
+    What a pipeline packs goes into the folder `packs`, where one is given.
+    """
     pipeline = loaded(pipeline)
     baseline_mib = memory.current().held_mib
-    built = pipeline(files, **settings)
-    held_mib, grown_mib = [], None
-    for epoch in range(epochs):
-        images_done = 0
-        for batch in built:
-            images_done += len(batch[0])
-            if epoch == 0 and _is_at_end(images_done, len(batch[0]), files):
-                del batch
-                grown_mib = settled_mib() - baseline_mib
-        held_mib.append(settled_mib())
-    return grown_mib, held_mib
+    in_first_mib, after_each_mib = [baseline_mib], []
+    with nullcontext() if packs is None else default_packs_in(packs):
+        batches = pipeline(files, **settings)
+        for epoch in range(epochs):
+            images_done = 0
+            for batch in batches:
+                images_done += len(batch[0])
+                if epoch == 0 and images_done == len(batch[0]):
+                    in_first_mib.append(memory.current().held_mib)
+                if epoch == 0 and _is_at_end(images_done, len(batch[0]), files):
+                    del batch
+                    in_first_mib.append(settled_mib())
+            after_each_mib.append(settled_mib())
+    return max(in_first_mib) - baseline_mib, after_each_mib
 
 
 def settled_mib() -> float:

@@ -13,7 +13,15 @@ import cloudpickle
 import numpy as np
 import pytest
 
-from helpers.accelerators import EmulatedAccelerator, KerasAccelerator, ceiling, name_of, resident_batch, small_cnn
+from helpers.accelerators import (
+    MODELS,
+    EmulatedAccelerator,
+    KerasAccelerator,
+    ceiling,
+    name_of,
+    resident_batch,
+    small_cnn,
+)
 from helpers.sandbox import run
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a child process need not import pytest
@@ -84,7 +92,7 @@ def test_names():
 def train_a_little():
     import keras
 
-    from helpers.accelerators import framework_gpu_peak_mib, keras_backend, keras_device, to_device
+    from helpers.accelerators import framework_gpu_peak_mib, keras_device, to_device
 
     built = []
 
@@ -99,7 +107,7 @@ def train_a_little():
     step(*resident_batch(6, (32, 48), 3, 4))
     step(*to_device(*resident_batch(2, (32, 48), 3, 4), accelerator))
     after = [np.array(weight) for weight in model.trainable_weights]
-    KerasAccelerator(build, precision="mixed_bfloat16", jit_compile=False).prepare((32, 48), 3, 4, [2])
+    KerasAccelerator(build, precision="mixed_bfloat16").prepare((32, 48), 3, 4, [2])
     return {
         "precision": (model.layers[1].compute_dtype, built[1].layers[1].compute_dtype),
         "precision afterwards": keras.config.dtype_policy().name,
@@ -107,14 +115,12 @@ def train_a_little():
         "output": tuple(model(np.zeros((2, 32, 48, 3), np.uint8)).shape),
         "input": (keras.backend.standardize_dtype(model.inputs[0].dtype), tuple(model.inputs[0].shape)),
         "device": keras_device(),
-        "backend": keras_backend(),
         "gpu_peak_mib": framework_gpu_peak_mib(),
     }
 
 
 def test_keras_trains_on_batches_of_both_sizes(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
     found = run(train_a_little, timeout=120).unwrap()
     assert found["learned"]
     assert found["precision"] == ("float32", "bfloat16")
@@ -122,14 +128,11 @@ def test_keras_trains_on_batches_of_both_sizes(monkeypatch):
     assert found["output"] == (2, 4)
     assert found["input"] == ("uint8", (None, 32, 48, 3))
     assert found["device"] == "cpu:0"
-    assert found["backend"] == "tensorflow"
     assert found["gpu_peak_mib"] is None
 
 
 def train_mixed():
     import keras
-
-    from helpers.accelerators import MODELS
 
     built = []
 
@@ -137,7 +140,7 @@ def train_mixed():
         built.append(MODELS["mobilenet_v2"](*shape))
         return built[-1]
 
-    accelerator = KerasAccelerator(build, precision="mixed_bfloat16", jit_compile=False)
+    accelerator = KerasAccelerator(build, precision="mixed_bfloat16")
     step = accelerator.prepare((32, 32), 3, 4, [4])
     step(*resident_batch(4, (32, 32), 3, 4))
     probabilities = built[0].predict(resident_batch(4, (32, 32), 3, 4)[0], verbose=0)
@@ -154,8 +157,6 @@ def test_mixed_precision_computes_in_bfloat16_and_ends_in_float32():
 
 
 def count_weights():
-    from helpers.accelerators import MODELS
-
     return {name: build((224, 224), 3, 1000).count_params() for name, build in MODELS.items() if name != "small_cnn"}
 
 
@@ -168,10 +169,9 @@ def test_the_models_are_those_of_the_papers():
     }
 
 
-def test_a_label_tells_precision_and_xla():
+def test_a_label_tells_model_and_precision():
     assert KerasAccelerator(precision="mixed_bfloat16").label == "small_cnn, mixed_bfloat16"
-    assert KerasAccelerator(jit_compile=True).label == "small_cnn, XLA"
-    assert KerasAccelerator(jit_compile=False).label == "small_cnn, no XLA"
+    assert [KerasAccelerator(build).label for build in MODELS.values()] == [*MODELS]
 
 
 # ---- NVML ------------------------------------------------------------------------------------------------------------
@@ -254,10 +254,10 @@ const char *nvmlErrorString(int code) {return "fake";}
 
 READ_GPUS = """
 import json, time
-from helpers.gpu import GpuSampler, gpus
-with GpuSampler() as sampler:
+from helpers.gpu import gpus, sampled_gpu
+with sampled_gpu() as figures:
     time.sleep(0.4)
-print(json.dumps([gpus(), sampler.busy_percent, sampler.sm_percent, sampler.peak_mib]))
+print(json.dumps([gpus(), *map(figures.get, ("busy_percent", "sm_percent", "peak_mib"))]))
 """
 
 

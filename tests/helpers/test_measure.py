@@ -154,7 +154,6 @@ def test_the_pipeline_alone(files):
     assert 0 < found.alone.first_epoch_images_per_s <= 40 / found.alone.first_batch_s
     assert 0 <= found.alone.cores_busy < 1000
     assert 0 < found.memory.baseline_mib <= found.memory.peak_mib
-    assert found.memory.highest_rss_mib > found.memory.baseline_mib
     assert len(found.memory.timeline) > 1
     assert found.alone.runs_images_per_s == (found.alone.images_per_s,)
     assert found.context.dataset.images == 40
@@ -230,7 +229,6 @@ def test_with_an_emulated_accelerator(files):
     # 100 ms for a batch, then 200 ms for a step: busy two thirds of the time, more or less where sleeping takes longer.
     found = measure(slow, files, accelerator=EmulatedAccelerator(40), growth=False, **SMALL)
     assert found.training.accelerator == "emulated, 40 images/s"
-    assert found.training.accelerator_kind == "emulated"
     assert 4 < found.training.ceiling_images_per_s <= 40
     assert 2 < found.training.images_per_s <= 8 / 0.3
     assert 25 < found.training.utilisation_percent < 90
@@ -244,16 +242,14 @@ def test_with_an_emulated_accelerator(files):
     assert found.training.peak_mib > 0
     assert (found.training.device, found.gpu.framework_peak_mib) == (None, None)
     assert "emulated" in str(found)
-    assert "keras backend" not in found.context.versions
 
 
 def test_with_a_keras_model(files, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
     found = measure(Streaming, files, accelerator=KerasAccelerator(), growth=False, repeats=1, **SMALL)
     assert (found.outcome, found.error) == ("finished", None)
     training = found.training
-    assert (training.accelerator, training.accelerator_kind, training.device) == ("small_cnn", "keras", "cpu:0")
+    assert (training.accelerator, training.device) == ("small_cnn", "cpu:0")
     assert training.peak_mib > found.memory.peak_mib  # the framework is in it
     assert found.training.ceiling_images_per_s > 0
     assert found.training.images_per_s > 0
@@ -261,7 +257,6 @@ def test_with_a_keras_model(files, monkeypatch):
     one, other = found.alone.images_per_s, found.training.ceiling_images_per_s
     assert found.training.predicted_serial_images_per_s == pytest.approx(1 / (1 / one + 1 / other))
     assert (found.gpu.busy_percent, found.gpu.peak_mib, found.gpu.framework_peak_mib) == (None, None, None)
-    assert found.context.versions["keras backend"] == "tensorflow"
 
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])
@@ -310,6 +305,21 @@ def test_growth_of_a_pipeline_that_streams(files):
     assert abs(found.growth.mib_per_1000_files) < 250 * IMAGE_MIB
     assert abs(found.growth.mib_per_epoch) < 0.25 * 100 * IMAGE_MIB
     assert found.memory.peak_mib - found.memory.baseline_mib < 0.5 * 400 * IMAGE_MIB
+
+
+class KeepingLessAndLess(Streaming):
+    """Reads all images in advance, and lets go of each batch when it has been used."""
+
+    def __iter__(self):
+        batches = list(super().__iter__())
+        while batches:
+            yield batches.pop(0)
+
+
+def test_growth_of_a_pipeline_that_reads_everything_in_advance(files):
+    found = measure(KeepingLessAndLess, files.repeat_to(400), growth=True)
+    assert found.growth.mib_per_1000_files == pytest.approx(1000 * IMAGE_MIB, rel=0.25)
+    assert abs(found.growth.mib_per_epoch) < 0.25 * 100 * IMAGE_MIB
 
 
 class FillingUp(Keeping):
@@ -618,7 +628,6 @@ def test_every_outcome_can_be_shown(outcome):
     page = bare._repr_html_()
     assert "<b>0003" not in page
     assert ("&lt;b&gt;0003.jpg&lt;/b&gt; &amp; more" in page) == (error is not None)
-    assert "<svg" not in page
 
 
 def test_every_figure_is_shown_with_its_unit():
@@ -670,4 +679,3 @@ def test_every_figure_is_shown_with_its_unit():
         ("GPU memory peak (framework)", "300 MiB"),
     ]
     assert "&lt;mine&gt;" in full._repr_html_()
-    assert "<svg" in full._repr_html_()

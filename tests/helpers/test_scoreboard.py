@@ -20,8 +20,8 @@ from helpers.sandbox import Outcome
 PARTS = {
     "alone": Alone(images_per_s=512.25, first_batch_s=0.06, first_epoch_images_per_s=500.5, cores_busy=1.0),
     "memory": MemoryUse(
-        peak_mib=90.5, baseline_mib=40.0, peak_file_mib=60.0, peak_rss_mib=150.0, highest_rss_mib=150.5,
-        method="rss-parts", budget_mib=400.0, timeline=((0.1, 40.0), (0.2, 90.5)),
+        peak_mib=90.5, baseline_mib=40.0, peak_file_mib=60.0, method="rss-parts", budget_mib=400.0,
+        timeline=((0.1, 40.0), (0.2, 90.5)),
     ),
     "training": Training(),
     "context": Context(machine=machine(), date="2026-11-21"),
