@@ -66,7 +66,7 @@ KINDS = {
     "few images": (WARNING, "a class with few images"),
     "transparent": (NOTE, "transparency is dropped"),
     "grayscale": (NOTE, "gray; decoded to three equal channels"),
-    "not looked at": (NOTE, "no image by its name"),
+    "not looked at": (NOTE, "no image by its name, or of a format that not every pipeline reads"),
 }
 JSON_START = b'{\n "folder": '  # of what `Inspection.to_json` gives
 _FORMATS = dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG") | {".png": "PNG", ".bmp": "BMP", ".webp": "WEBP"}
@@ -205,7 +205,8 @@ def inspect_folder(
     unusable = {one.path for one in findings if one.severity == ERROR}
     findings += _same_pictures({path: look for path, look in looks.items() if path not in unusable}, where)
     counts = Counter(where(path) for path in looks if path not in unusable)
-    for part, name in sorted({where(path) for path in looks}):
+    empty = {where(os.path.join(name, "any")) for name, images in listing.images.items() if name and not images}
+    for part, name in sorted({where(path) for path in looks} | empty):
         if name and counts[part, name] < min_per_class:
             findings.append(Finding(os.path.join(part, name), "few images", f"{counts[part, name]} usable"))
     classes = Counter()
@@ -424,8 +425,8 @@ def _header_findings(data: bytes, path: str, max_pixels: int) -> tuple[list[tupl
     findings = []
     name_says = _FORMATS.get(os.path.splitext(path)[1].lower())
     found = {"MPO": "JPEG", "DIB": "BMP"}.get(image.format, image.format)
-    if found != name_says:
-        findings.append(("misnamed", f"{found}, named {os.path.splitext(path)[1]}"))
+    if found != name_says and (ending := os.path.splitext(path)[1]):
+        findings.append(("misnamed", f"{found}, named {ending}"))
     if image.mode == "CMYK":
         findings.append(("cmyk", "CMYK"))
     if image.mode.startswith(("I", "F")) or (found == "PNG" and data[24:25] == b"\x10"):

@@ -31,6 +31,8 @@ from inspection import Finding, inspect_folder
 from PIL import Image
 from quarantine import put_back, quarantine
 
+from helpers.folders import find_images
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "data_scripts" / "check_images.py"
 
@@ -71,9 +73,9 @@ def folder(tmp_path_factory):
     (odd / "bomb.png").write_bytes(png_that_claims(60_000, 60_000))
     (odd / "gone.jpg").symlink_to("/nowhere")
     os.mkfifo(odd / "pipe.jpg")
-    image.save(odd / "really a png.jpg", format="PNG")
+    Image.fromarray(draw_image(91)).save(odd / "really a png.jpg", format="PNG")
     image.convert("CMYK").save(odd / "cmyk.jpg")
-    image.convert("L").save(odd / "gray.jpg")
+    Image.fromarray(draw_image(90)).convert("L").save(odd / "gray.jpg")
     cv2.imwrite(str(odd / "deep.png"), (draw_image(98).astype(np.uint16) << 8) + 7)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -134,6 +136,7 @@ EXPECTED = {
     "again.jpg": {"duplicate"},
     "mine too.jpg": {"two labels"},
     "notes.txt": {"not looked at"},
+    "loop": {"not looked at"},
 }
 
 
@@ -161,9 +164,10 @@ def test_decoders_that_disagree(tmp_path, monkeypatch):
     cv2.imwrite(str(path), draw_image(1))
     real = module.decode_image
     monkeypatch.setattr(module, "decode_image", lambda data, path: 255 - real(data, path))
-    assert [kind for kind, _ in module._pixel_findings(path.read_bytes(), str(path))] == ["decoders disagree"]
+    findings, _ = module._pixel_findings(path.read_bytes(), str(path), set())
+    assert [kind for kind, _ in findings] == ["decoders disagree"]
     monkeypatch.setattr(module, "decode_image", lambda data, path: real(data, path)[:-1])
-    (found,) = module._pixel_findings(path.read_bytes(), str(path))
+    (found,), _ = module._pixel_findings(path.read_bytes(), str(path), set())
     assert "(119, 160)" in found[1] and "(120, 160)" in found[1]
 
 
@@ -171,17 +175,17 @@ def crash_on(name: str, how) -> None:
     """Make decoding one file end the process; runs in the child, through the function that is sent there."""
     real = module._pixel_findings
 
-    def decode(data, path):
+    def decode(data, path, known):
         if path.endswith(name):
             how()
-        return real(data, path)
+        return real(data, path, known)
 
     module._pixel_findings = decode
 
 
 def without_tensorflow():
     sys.modules["tensorflow"] = types.SimpleNamespace(config=unittest.mock.MagicMock())  # it takes long to import
-    module._pixel_findings = lambda data, path: []
+    module._pixel_findings = lambda data, path, known: ([], None)
 
 
 def deadly_look_at_all(folder, paths, notes, max_pixels, silence_s):
@@ -192,6 +196,85 @@ def deadly_look_at_all(folder, paths, notes, max_pixels, silence_s):
 
 
 module_look_at_all = module._look_at_all
+
+
+def found_in(folder, **settings):
+    found = {}
+    for one in inspect_folder(folder, min_per_class=0, **settings).findings:
+        found.setdefault(one.kind, []).append(one.path)
+    return found
+
+
+def test_what_the_jpeg_library_only_warns_of(looking_here, tmp_path):
+    folder = write_images(tmp_path / "images", 4, class_names=("a",))
+    whole = cv2.imencode(".jpg", draw_image(50), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+    middle = len(whole) // 2
+    damaged = {
+        "zeroed.jpg": whole[:middle] + bytes(60) + whole[middle + 60 :],
+        "early end.jpg": whole[:middle] + b"\xff\xd9",
+        "junk.jpg": whole[:-2] + np.random.default_rng(0).bytes(200).replace(b"\xff", b"") + b"\xff\xd9",
+    }
+    for name, data in damaged.items():
+        (folder / "a" / name).write_bytes(data)
+    assert sorted(found_in(folder)["damaged"]) == sorted(f"a/{name}" for name in damaged)
+
+
+def test_sixteen_bits_of_which_twelve_are_used(looking_here, tmp_path):
+    folder = write_images(tmp_path / "images", 2, class_names=("a",))
+    deep = draw_image(3)[:, :, 0].astype(np.uint16)
+    cv2.imwrite(str(folder / "a" / "twelve.png"), deep << 4)
+    cv2.imwrite(str(folder / "a" / "sixteen.png"), deep << 8)
+    found = found_in(folder)
+    assert (found["nearly black"], len(found["16-bit"])) == (["a/twelve.png"], 2)
+
+
+def test_it_sees_the_files_that_find_images_sees(looking_here, tmp_path):
+    folder = write_images(tmp_path / "images", 6, class_names=("a", "b"))
+    some = (folder / "a" / "0000.jpg").read_bytes()
+    for name in ("a/plain", "a/5.jfif", "a/6.tif", "scan/7.tif", "a/@eaDir/8.jpg", "9.jpg"):
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_bytes(some + name.encode())
+    (folder / "linked").symlink_to(write_images(tmp_path / "store", 2, class_names=("x",)) / "x")
+    with pytest.warns(UserWarning):
+        files = find_images(folder)
+    inspection = inspect_folder(folder, min_per_class=1)
+    assert inspection.files == len(files) + 1  # the one beside the class folders
+    assert inspection.classes == {"": 1, "a": 5, "b": 3, "linked": 2}
+    assert [(one.path, one.detail) for one in inspection.findings if one.kind == "few images"] == [("scan", "0 usable")]
+    assert inspection.summary[0].startswith("left out: 2 .tif")
+
+
+def test_copies_in_parts_and_classes(looking_here, tmp_path):
+    folder = tmp_path / "images"
+    for part in ("train", "val"):
+        write_images(folder / part, 6, class_names=("a", "b"))
+        for number, path in enumerate(sorted((folder / part).rglob("*.jpg"))):
+            cv2.imwrite(str(path), draw_image(number + 100 * (part == "val")))
+    image = draw_image(1000)
+    cv2.imwrite(str(folder / "train/a/first.png"), image)
+    cv2.imwrite(str(folder / "train/a/smaller.jpg"), cv2.resize(image, None, fx=0.7, fy=0.7))
+    cv2.imwrite(str(folder / "val/a/leak.jpg"), image)
+    cv2.imwrite(str(folder / "val/b/other.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, 60])
+    found = found_in(folder)
+    assert found["near copy"] == ["train/a/smaller.jpg"]
+    assert found["in two parts"] == ["val/a/leak.jpg"]
+    assert found["near copy, two labels"] == ["val/b/other.jpg"]
+    (folder / "val/a/same.png").write_bytes((folder / "train/a/first.png").read_bytes())
+    (folder / "train/b/same.png").write_bytes((folder / "train/a/first.png").read_bytes())
+    found = found_in(folder)
+    assert (found["two labels"], "val/a/same.png" in found["in two parts"]) == (["train/b/same.png"], True)
+
+
+def test_classes_from_a_table(looking_here, tmp_path):
+    folder = write_images(tmp_path / "images", 4, class_names=("all",))
+    (tmp_path / "labels.tsv").write_text("id\tlabel\n" + "".join(f"{n:04d}\t{'ab'[n % 2]}\n" for n in range(4)))
+    assert inspect_folder(folder, labels=tmp_path / "labels.tsv").classes == {"a": 2, "b": 2}
+
+
+def test_print_colours_are_refused_in_gray(looking_here, tmp_path):
+    folder = write_images(tmp_path / "images", 2, class_names=("a",))
+    Image.fromarray(draw_image(7)).convert("CMYK").save(folder / "a" / "print.jpg")
+    assert found_in(folder)["no gray"] == ["a/print.jpg"]
 
 
 def test_a_file_that_crashes_or_hangs_a_decoder_is_a_finding(tmp_path, monkeypatch):
