@@ -8,7 +8,10 @@ from __future__ import annotations
 import gc
 import html
 import os
+import pickle
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 import traceback
@@ -19,6 +22,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import cloudpickle
 import numpy as np
 import psutil
 
@@ -53,6 +57,8 @@ _MORE_LOOKS = 3
 _FAR_OVER = 2.5  # times a limit; worker processes that come and go do not reach it further out
 _EARLY_STOPS = 6
 _SETTLE_S = 2.0
+_END_OF_FIT_S = 20.0  # it takes one or two
+_FIT_FAILS, _STATUS = b"the callback ends the program", 71
 _TIMEOUT_S = 180
 _LONGEST_ERROR = 300
 
@@ -300,7 +306,44 @@ def _early_stops(pipeline: Callable, files: ImageFiles, reference: Reference) ->
     if _more(before, after):  # a thread pool may have been growing to its size: then it stays so now
         before, after = after, left_by_stops(after)
     begun_anew = _count_images(stop_early(built()))
-    return {"before": before, "after": after, "order": order, "begun_anew": begun_anew}
+    fit = _end_of_fit(pipeline, files)
+    return {"before": before, "after": after, "order": order, "begun_anew": begun_anew, "fit": fit}
+
+
+def _end_of_fit(pipeline: Callable, files: ImageFiles) -> str:
+    """Tell how a program ends badly after an error in `fit`; "" where it does not, or `fit` takes no such batches."""
+    code = "import pickle, sys; one = lambda: pickle.load(sys.stdin.buffer); sys.path[:] = one(); one()(*one())"
+    given = pickle.dumps(sys.path) + cloudpickle.dumps(_fail_in_fit) + cloudpickle.dumps((pipeline, files))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as program:
+        try:
+            program.stdin.write(given)
+            program.stdin.close()
+            was_trained = any(_FIT_FAILS in line for line in program.stdout)
+            status = program.wait(_END_OF_FIT_S)
+            if not was_trained or status == _STATUS:
+                return ""
+            return f"an error in fit ends the program with exit status {status}, not its own"
+        except subprocess.TimeoutExpired:
+            return "after an error in fit the program never ends; helpers.epochs.end_reading_at_exit() lets it end"
+        finally:
+            program.kill()
+
+
+def _fail_in_fit(pipeline: Callable, files: ImageFiles) -> None:
+    import keras
+
+    def fail(batch: int, logs: dict) -> None:
+        if batch == 2:
+            print(_FIT_FAILS.decode(), flush=True)
+            sys.exit(_STATUS)  # the kind of error that a status shows
+
+    files = files.repeat_to(10 * len(files))  # so that it is still reading
+    batches = loaded(pipeline)(files, image_size=_IMAGE_SIZE, batch_size=_BATCH_SIZE, shuffle=True, seed=0)
+    model = keras.Sequential([keras.Input((*_IMAGE_SIZE, 3)), keras.layers.Flatten(), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    vars(sys.modules["__main__"]).update(model=model, batches=batches)  # as in a program, which keeps them to its end
+    model.fit(batches, verbose=0, callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=fail)])
 
 
 def _count_images(batches: Iterable) -> int:
@@ -363,6 +406,7 @@ def _judge_stops(content: ChildResult, stops: ChildResult, files: ImageFiles) ->
         faults.append(_unfinished(stops))
     else:
         faults += _more(stops.value["before"], stops.value["after"])
+        faults += [stops.value["fit"]] if stops.value["fit"] else []
         if count is not None and not faults and stops.value["begun_anew"] != count:
             faults.append(f"{stops.value['begun_anew']} images in the pass after an early stop, not {count}")
     return Promise(5, not faults, "; ".join(faults))

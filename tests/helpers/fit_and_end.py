@@ -72,7 +72,9 @@ def main(module, name, end):
         assert len(losses) == 1, losses
         expected = model.predict(np.concatenate([images for images, _ in fed]), verbose=0)
         assert np.allclose(model.predict(fed, verbose=0), expected, atol=1e-5)
-    network(keras.Sequential).fit(batches(files), epochs=2, shuffle=False, verbose=0, callbacks=[End(end)])
+    global model_kept, fed_kept  # as in a program without functions
+    model_kept, fed_kept = network(keras.Sequential), batches(files)
+    model_kept.fit(fed_kept, epochs=2, shuffle=False, verbose=0, callbacks=[End(end)])
 
 
 if __name__ == "__main__":
