@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import gc
 import os
+import pickle
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 import traceback
@@ -19,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import cloudpickle
 import numpy as np
 import psutil
 
@@ -52,6 +56,8 @@ _LOOKS = 3
 _FAR_OVER = 2.5  # times a limit; worker processes that come and go do not reach it
 _EARLY_STOPS = 6
 _SETTLE_S = 2.0
+_END_OF_FIT_S = 60.0  # it takes one or two, on a busy machine twenty
+_FIT_FAILS, _STATUS = b"the callback ends the program", 71
 _TIMEOUT_S = 180
 _LONGEST_ERROR = 300
 
@@ -296,6 +302,46 @@ def _check_early_stops(subject: _Subject) -> list[Fault]:
     return faults
 
 
+def _check_fit(subject: _Subject, timeout: float) -> list[Fault]:
+    """Tell how a program ends after an error in `fit`; nothing where `fit` takes no such batches."""
+    code = "import pickle, sys; one = lambda: pickle.load(sys.stdin.buffer); sys.path[:] = one(); one()(*one())"
+    given = (
+        pickle.dumps(sys.path) + cloudpickle.dumps(_fail_in_fit) + cloudpickle.dumps((subject.pipeline, subject.files))
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as program:
+        try:
+            program.stdin.write(given)
+            program.stdin.close()
+            was_trained = any(_FIT_FAILS in line for line in program.stdout)
+            status = program.wait(min(timeout, _END_OF_FIT_S))
+            if not was_trained or status == _STATUS:
+                return []
+            return [(5, f"an error in fit ends the program with exit status {status}, not its own")]
+        except subprocess.TimeoutExpired:
+            return [
+                (5, "after an error in fit the program never ends; helpers.epochs.end_reading_at_exit() lets it end")
+            ]
+        finally:
+            program.kill()
+
+
+def _fail_in_fit(pipeline: Callable, files: ImageFiles) -> None:
+    import keras
+
+    def fail(batch: int, logs: dict) -> None:
+        if batch == 2:
+            print(_FIT_FAILS.decode(), flush=True)
+            sys.exit(_STATUS)  # the kind of error that a status shows
+
+    files = files.repeat_to(10 * len(files))  # so that it is still reading
+    batches = loaded(pipeline)(files, image_size=_IMAGE_SIZE, batch_size=_BATCH_SIZE, shuffle=True, seed=0)
+    model = keras.Sequential([keras.Input((*_IMAGE_SIZE, 3)), keras.layers.Flatten(), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    vars(sys.modules["__main__"]).update(model=model, batches=batches)  # as in a program, which keeps them to its end
+    model.fit(batches, verbose=0, callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=fail)])
+
+
 def _count_images(batches: Iterable) -> int:
     return sum(len(images_and_labels(batch)[0]) for batch in batches)
 
@@ -398,6 +444,7 @@ def _in_child(promise: int, check: Callable[[_Subject], list[Fault]], subject: _
 
 _CHECKS = (  # a check in a child process breaks its promise if it does not finish
     partial(_in_child, 5, _check_early_stops),
+    _check_fit,
     _check_memory,
     partial(_in_child, 7, _check_broken_files),
 )

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import cv2
 import numpy as np
 
+from helpers.epochs import end_reading_at_exit, reading
 from helpers.files import printable
 
 __all__ = ["MAX_PIXELS", "BrokenFiles", "decode_image", "jpeg_size", "read_file", "read_image", "reduction"]
@@ -50,12 +51,14 @@ class BrokenFiles(dict):
         if on_error not in ("raise", "skip"):
             raise ValueError(f'on_error is {on_error!r}: give "raise" or "skip"')
         self.skips, self._warn = on_error == "skip", warn
+        end_reading_at_exit()
 
     @contextmanager
     def caught(self, path: str) -> Iterator[None]:
         """Run a block that reads `path`."""
         try:
-            yield
+            with reading():
+                yield
         except (OSError, ValueError) as error:
             if not self.skips:
                 raise

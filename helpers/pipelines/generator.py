@@ -40,8 +40,7 @@ def generator(
     """Read `files` (an ImageFiles) batch by batch; return batches (uint8 images, int64 labels).
 
     Memory holds one batch, whatever the number of files. A broken image raises a ValueError
-    that names it; with `on_error="skip"` its batch is smaller, and `.skipped` names it. For
-    `keras.Model.fit`, see `forever`.
+    that names it; with `on_error="skip"` its batch is smaller, and `.skipped` names it.
     """
     broken = BrokenFiles(on_error)
     settings = {"image_size": image_size, "batch_size": batch_size, "channels": channels}

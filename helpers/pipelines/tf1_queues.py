@@ -160,8 +160,7 @@ def tf1_queues(
 
     `num_threads` images are decoded at a time, `capacity` batches wait ready; both shuffled or not,
     the order does not depend on them. A broken image raises a ValueError that names it; with
-    `on_error="skip"` its batch is smaller, and `.skipped` names it. For `keras.Model.fit`, wrap it
-    in `forever`, as in lesson 02.
+    `on_error="skip"` its batch is smaller, and `.skipped` names it.
     """
     broken = BrokenFiles(on_error)
     settings = {"image_size": image_size, "batch_size": batch_size, "channels": channels}

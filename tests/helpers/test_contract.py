@@ -410,6 +410,7 @@ def test_a_good_pipeline_keeps_all_promises(files):
 def hasty(function, *given):
     """Runs in the child: what is left behind here stays, so there is no point in waiting for its end."""
     contract._SETTLE_S = 0.3
+    contract._end_of_fit = lambda *given: ""
     return function(*given)
 
 
@@ -433,6 +434,34 @@ def test_a_broken_promise_is_found_and_no_other(files, pipeline, broken, found, 
         contract, "run", lambda function, *given, timeout: run(hasty, function, *given, timeout=timeout)
     )
     assert_broken(check_pipeline(pipeline, files), pipeline, broken, found)
+
+
+def as_dataset(files, **settings):
+    """A data set that reads in Python: after an error in `fit`, the program waits for its thread for ever."""
+    import tensorflow as tf
+
+    def slow():
+        for batch in Good(files, **settings):
+            time.sleep(0.3)  # so that it is still reading
+            yield batch
+
+    size = settings["image_size"]
+    kinds = (tf.TensorSpec((None, *size, 3), tf.uint8), tf.TensorSpec((None,), tf.int64))
+    return tf.data.Dataset.from_generator(slow, output_signature=kinds).prefetch(64)
+
+
+def as_dataset_with_the_remedy(files, **settings):
+    from helpers.epochs import end_reading_at_exit
+
+    end_reading_at_exit()
+    return as_dataset(files, **settings)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("pipeline", "ends_well"), [(as_dataset, False), (as_dataset_with_the_remedy, True)], ids=ids)
+def test_the_end_of_a_program_after_an_error_in_fit(files, pipeline, ends_well):
+    found = contract._end_of_fit(pipeline, files)
+    assert (found == "") == ends_well, found
 
 
 def test_a_pipeline_that_hangs_is_left_alone_after_one_timeout(files, monkeypatch):
@@ -476,6 +505,7 @@ def in_this_process(monkeypatch):
     monkeypatch.setattr(contract, "measure", lambda *arguments, **settings: flat)
     monkeypatch.setattr(contract, "renamed", lambda files, times, folder: files)
     monkeypatch.setattr(contract, "_SETTLE_S", 0.1)
+    monkeypatch.setattr(contract, "_end_of_fit", lambda *given: "")
     gc.freeze()  # what pytest holds need not be looked through after each early stop
     yield
     gc.unfreeze()

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from functools import partial
+from pathlib import Path
 
 import pytest
+from helpers.take_home import take_home
 
 from helpers.contract import check_pipeline
-from helpers.folders import course_images
+from helpers.folders import course_images, find_images
 from helpers.pipelines import PIPELINES
 
 BROKEN = {"load_everything": (6,)}  # by its nature: lesson 01 is about it
-NOT_FOR_FIT_AS_THEY_ARE = {"generator", "threaded_generator", "tf1_queues"}  # lesson 02 shows why
+LONGEST_END_S = 60.0  # it takes one or two; others may run beside the tests
+ROOT = Path(__file__).parents[2]
 VARIANTS = {
     "keras_sequence": [{"workers": 1}, {"workers": 4}, {"workers": 4, "use_multiprocessing": True}],
     "tf_data_fast": [{}, {"workers": 4}],
@@ -42,38 +47,60 @@ def test_the_promises(name, settings):
     assert not os.listdir(os.environ["COURSE_PACKED"]), "what a check packs goes with it"
 
 
-def labels_that_fit_sees(name, files) -> list[int]:
-    """Train for one epoch and return the labels that came to the model."""
-    import keras
-    import numpy as np
-
-    seen = []
-
-    class Noting(keras.Sequential):
-        def train_step(self, batch):
-            seen.extend(np.asarray(batch[1]).tolist())
-            return super().train_step(batch)
-
-    layers = [keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(10, activation="softmax")]
-    model = Noting(layers)
-    model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
-    batches = PIPELINES[name](files, image_size=(32, 32), batch_size=8)
-    if name in NOT_FOR_FIT_AS_THEY_ARE:
-        from helpers.pipelines.generator import forever
-
-        endless = forever(batches)
-        model.fit(endless, steps_per_epoch=len(batches), shuffle=False, verbose=0)
-        endless.close()  # ends the threads of the queues
-    else:
-        model.fit(batches, verbose=0)
-    return seen
+def train_and_end(module, name, end, folder, *, path="") -> tuple[int, float, str]:
+    """Run `fit_and_end.py`; return its status, the seconds from the end of `fit` to its own, and what it printed."""
+    command = [sys.executable, Path(__file__).with_name("fit_and_end.py"), module, name, end]
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": f"{path}{os.pathsep}{ROOT}"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=folder, env=environment)
+    seconds = time.time() - float(done.stdout.partition("begin of the end ")[2] or "inf")
+    return done.returncode, seconds, done.stdout + done.stderr
 
 
-@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")  # by Keras itself, for a dataset
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", PIPELINES)
-def test_fit_sees_every_image_once(name):
-    files = course_images(60).take(20)
-    assert sorted(labels_that_fit_sees(name, files)) == sorted(files.labels.tolist())
+def test_fit_evaluate_and_predict_take_it_and_an_error_in_fit_ends_the_program(name, own_folder):
+    status, seconds, text = train_and_end(f"helpers.pipelines.{name}", name, "raise", own_folder)
+    assert (status, "RuntimeError: from a callback" in text) == (1, True), text
+    assert seconds < LONGEST_END_S, text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("end", "expected"), [("exit", 3), ("interrupt", -signal.SIGINT), ("file", 1)])
+@pytest.mark.parametrize("name", PIPELINES)
+def test_other_ends_of_a_training(name, end, expected, own_folder):
+    if end == "file":
+        Path(find_images(own_folder).paths[17]).write_bytes(b"<html>")
+    status, seconds, text = train_and_end(f"helpers.pipelines.{name}", name, end, own_folder)
+    assert status == expected, text
+    assert end == "file" or seconds < LONGEST_END_S, text
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", ["threaded_generator", "tf_data_fast"])
+def test_a_pipeline_taken_home_ends_with_the_program_too(name, own_folder, tmp_path):
+    (tmp_path / f"my_{name}.py").write_text(take_home(name), encoding="utf-8")
+    status, seconds, text = train_and_end(f"my_{name}", name, "exit", own_folder, path=tmp_path)
+    assert (status, seconds < LONGEST_END_S) == (3, True), text
+
+
+def test_all_that_is_taken_home_carries_the_remedy():
+    assert all("atexit.register(end_reading)" in take_home(name) for name in PIPELINES)
+
+
+@pytest.mark.parametrize("delay_s", [0.001, 0.01, 0.03, 0.05])
+def test_a_thread_that_reads_does_not_abort_the_program(delay_s, own_folder):
+    code = f"""import sys, time
+from helpers.folders import find_images
+from helpers.pipelines.threaded_generator import threaded_generator
+batches = iter(threaded_generator(find_images("."), image_size=(1000, 1000), batch_size=8))
+next(batches)
+time.sleep({delay_s})
+sys.exit(3)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=own_folder, env=environment, timeout=60)
+    assert done.returncode == 3
 
 
 def test_importing_the_helpers_imports_no_framework():
