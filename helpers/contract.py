@@ -258,7 +258,53 @@ def _order_faults(orders: dict[str, list[int]], files_order: list[int]) -> Itera
         yield "another seed gave the same order"
     for name in ("unshuffled", "second unshuffled"):
         # Each file once: promise 1 says already that one came twice.
-        given = [cloudpickle.dumps(one) for one in (sys.path, _fail_in_fit, (subject.pipeline, subject.files))]
+        given = list(dict.fromkeys(orders[name]))
+        if given != [number for number in dict.fromkeys(files_order) if number in given]:
+            yield f"shuffle=False does not keep the files' order ({name} epoch)"
+            break
+
+
+# ---- promise 5: what stays -------------------------------------------------------------------------------------------
+
+
+def _check_early_stops(subject: _Subject) -> list[Fault]:
+    """Stop early again and again; count threads, processes and open files before and after."""
+
+    def stop_early() -> Iterable:
+        batches = subject.batches()
+        iterator = iter(batches)
+        next(iterator)
+        del iterator
+        gc.collect()
+        return batches
+
+    def stop_often() -> list[str]:
+        before = _count_resources()
+        for _ in range(_EARLY_STOPS):
+            stop_early()
+        deadline = time.monotonic() + _SETTLE_S  # for what is just ending
+        while (leaks := _describe_leaks(before, _count_resources())) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return leaks
+
+    arrays = [np.asarray(images_and_labels(batch)[0]) for batch in subject.batches()]
+    first = subject.first_order
+    order = [n for images in arrays if can_be_recognised(images) for n in subject.reference.identify(images, np.inf)[0]]
+    faults = [(3, "the same seed gave another order in another process")] if first not in (None, order) else []
+    stop_early()  # a framework's own pools are made once and stay
+    time.sleep(_SETTLE_S / 3)
+    leaks = stop_often() and stop_often()  # in the first round, a thread pool may have been growing to its size
+    faults += [(5, leak) for leak in leaks]
+    begun_anew = _count_images(stop_early())
+    if first is not None and begun_anew != len(first) and not leaks:
+        faults.append((5, f"{begun_anew} images in the pass after an early stop, not {len(first)}"))
+    return faults
+
+
+def _check_fit(subject: _Subject, timeout: float) -> list[Fault]:
+    """Tell how a program ends after an error in `fit`; nothing where `fit` takes no such batches."""
+    code = "import pickle, sys; one = lambda: pickle.load(sys.stdin.buffer); sys.path[:] = one(); one()(*one())"
+    given = [cloudpickle.dumps(one) for one in (sys.path, _fail_in_fit, (subject.pipeline, subject.files))]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen([sys.executable, "-c", code], **pipes) as program:
         try:
