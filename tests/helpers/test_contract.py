@@ -460,8 +460,8 @@ def as_dataset_with_the_remedy(files, **settings):
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("pipeline", "ends_well"), [(as_dataset, False), (as_dataset_with_the_remedy, True)], ids=ids)
 def test_the_end_of_a_program_after_an_error_in_fit(files, pipeline, ends_well):
-    found = contract._end_of_fit(pipeline, files)
-    assert (found == "") == ends_well, found
+    found = contract._check_fit(contract._Subject(pipeline, files, None, 2.0, ""), 90)
+    assert (found == []) == ends_well, found
 
 
 def test_a_pipeline_that_hangs_is_left_alone_after_one_timeout(files, monkeypatch):
