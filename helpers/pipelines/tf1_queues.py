@@ -34,14 +34,14 @@ import numpy as np
 import tensorflow as tf
 
 from helpers.images import BrokenFiles
+from helpers.pipelines.tf_data import read_pixels
 
 tf1 = tf.compat.v1
 
 
 def decode(path, image_size, channels):
     """Return a file's image, resized (bilinear): uint8, (height, width, channels), RGB."""
-    image = tf.io.decode_image(tf.io.read_file(path), channels, expand_animations=False)
-    image = tf.image.resize(image, image_size)
+    image = tf.image.resize(read_pixels(path, channels), image_size)
     return tf.cast(tf.round(image), tf.uint8)
 
 

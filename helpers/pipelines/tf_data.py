@@ -4,17 +4,13 @@
 
 # %% auto #0
 __all__ = [
-    "JPEG_END",
-    "JPEG_START",
-    "OTHER_STARTS",
-    "PNG_END",
-    "PNG_START",
-    "checked",
     "decode",
-    "look_closely",
+    "is_plain",
     "name_broken",
     "read_checked",
     "read_or_skip",
+    "read_pixels",
+    "resized",
     "tf_data",
     "without_autotuning",
     "without_skipped",
@@ -27,7 +23,7 @@ from functools import partial
 
 import tensorflow as tf
 
-from helpers.images import BrokenFiles
+from helpers.images import BrokenFiles, read_image
 
 
 # %% ../../notebooks/05_tf_data.ipynb #export-decode
@@ -35,6 +31,10 @@ def decode(data, image_size, channels):
     """Return the image in a file's bytes: (height, width, channels), uint8, RGB."""
     image = tf.io.decode_image(data, channels=channels, expand_animations=False)
     image.set_shape((None, None, channels))  # decode_image itself does not know
+    return resized(image, image_size)
+
+
+def resized(image, image_size):
     return tf.cast(tf.round(tf.image.resize(image, image_size)), tf.uint8)
 
 
@@ -51,41 +51,38 @@ def without_autotuning():
 
 
 # %% ../../notebooks/05_tf_data.ipynb #export-check
-JPEG_START, JPEG_END, PNG_START, PNG_END = b"\xff\xd8", b"\xff\xd9", b"\x89P", b"IEND"
-OTHER_STARTS = [b"GI", b"BM", b"RI", b"\xff\x0a", b"\x00\x00"]  # GIF, BMP, WebP, JPEG XL (two)
-
-
-def look_closely(data, path, start):
-    """Return `data`, or raise InvalidArgumentError: `path` and what is wrong with it."""
-    is_png = start == PNG_START
-    has_an_end = is_png | (start == JPEG_START)
-    parts = tf.strings.split([data], tf.where(is_png, PNG_END, JPEG_END), maxsplit=1)
-    bits = tf.strings.substr(tf.strings.join([data, bytes(32)]), 28, 1)  # of a BMP's pixel
-    has_palette = (start == b"BM") & (bits != b"\x18") & (bits != b"\x20")  # taken for gray
-    is_other = tf.reduce_any(start == OTHER_STARTS) & ~has_palette
-    is_whole = tf.where(has_an_end, parts.row_lengths()[0] > 1, is_other)
-    fault = tf.where(has_an_end, "truncated image", "no image that TensorFlow can decode")
-    fault = tf.where(tf.strings.length(data) == 0, "empty file", fault)
-    with tf.control_dependencies([tf.debugging.Assert(is_whole, [path, fault])]):
-        return tf.identity(data)
+def is_plain(data):
+    """Tell whether a file's bytes are a whole JPEG or PNG; other files are left to OpenCV."""
+    start, length = tf.strings.substr(data, 0, 2), tf.strings.length(data)
+    end = tf.strings.substr(data, tf.maximum(length - 2, 0), 2)
+    png_end = tf.strings.substr(data, tf.maximum(length - 8, 0), 4)
+    is_jpeg = tf.logical_and(start == b"\xff\xd8", end == b"\xff\xd9")
+    return tf.logical_or(is_jpeg, tf.logical_and(start == b"\x89P", png_end == b"IEND"))
 
 
 # %% ../../notebooks/05_tf_data.ipynb #export-checked
-def checked(data, path):
-    """Return a file's bytes; raise InvalidArgumentError with its path if they are no whole image.
+def read_pixels(path, channels):
+    """Return a file's image, (height, width, channels), uint8; OpenCV's errors name the file."""
+    data = tf.io.read_file(path)
 
-    Bytes after the end of a JPEG are allowed: some cameras append them.
-    """
-    start = tf.strings.substr(data, 0, 2)
-    end = tf.strings.substr(data, tf.maximum(tf.strings.length(data) - 2, 0), 2)
-    is_whole_jpeg = tf.logical_and(start == JPEG_START, end == JPEG_END)
-    return tf.cond(is_whole_jpeg, lambda: data, lambda: look_closely(data, path, start))
+    def by_tensorflow():
+        return tf.io.decode_image(data, channels=channels, expand_animations=False)
+
+    def by_opencv():
+        return tf.numpy_function(read, [path], tf.uint8, stateful=False)
+
+    def read(path):
+        name = os.fsdecode(path if isinstance(path, bytes) else path.item())  # outside of graphs
+        return read_image(name, channels=channels)
+
+    image = tf.cond(is_plain(data), by_tensorflow, by_opencv)
+    return tf.ensure_shape(image, (None, None, channels))
 
 
 # %% ../../notebooks/05_tf_data.ipynb #export-read
 def read_checked(path, label, image_size, channels):
     """Return pixels and label of one file."""
-    return decode(checked(tf.io.read_file(path), path), image_size, channels), label
+    return resized(read_pixels(path, channels), image_size), label
 
 
 # %% ../../notebooks/05_tf_data.ipynb #export-skip

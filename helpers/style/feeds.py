@@ -9,12 +9,11 @@ import os
 import tensorflow as tf
 
 from helpers.files import usable_cores
-from helpers.pipelines.tf_data import checked, without_autotuning
+from helpers.pipelines.tf_data import read_pixels, without_autotuning
 
 
-def fitted(data, image_size):
-    """Return the middle of a file's image, scaled to just cover `image_size`: uint8."""
-    image = tf.io.decode_image(data, channels=3, expand_animations=False)
+def fitted(image, image_size):
+    """Return the middle of an image, scaled to just cover `image_size`: uint8."""
     size = tf.cast(tf.shape(image)[:2], tf.float32)
     scale = tf.reduce_max(tf.cast(image_size, tf.float32) / size)
     scaled = tf.maximum(tf.cast(tf.round(size * scale), tf.int32), image_size)
@@ -33,7 +32,7 @@ def style_tf_data(files, *, image_size=(256, 256), batch_size=4):
     names = tf.constant([os.fsencode(path) for path in files.paths], tf.string)
 
     def read(name):
-        return fitted(checked(tf.io.read_file(name), name), image_size), name
+        return fitted(read_pixels(name, 3), image_size), name
 
     return (
         tf.data.Dataset.from_tensor_slices(names)
@@ -55,7 +54,7 @@ def queue_graph(files, image_size, batch_size, num_threads):
         names = tf1.train.string_input_producer(paths, num_epochs=1, shuffle=False)
         name, data = tf1.WholeFileReader().read(names)
         batch = tf1.train.batch(
-            [fitted(data, image_size), name],
+            [fitted(tf.io.decode_image(data, 3, expand_animations=False), image_size), name],
             batch_size,
             num_threads=num_threads,
             capacity=4 * batch_size,
@@ -68,7 +67,7 @@ def first_broken(paths, image_size):
     """Return a ValueError that names the first file that cannot be read, or None."""
     for path in paths:
         try:
-            fitted(tf.io.read_file(os.fsencode(path)), image_size)
+            fitted(read_pixels(os.fsencode(path), 3), image_size)
         except tf.errors.OpError as error:
             return ValueError(f"{path}: {reason(error).rstrip('.')}; replace it")
     return None
