@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from helpers.files import ExitStatus, printable, shown_warnings, tolerant_streams
+from helpers.files import ExitStatus, may_replace, printable, shown_warnings, tolerant_streams
 
 _MOST_SHOWN = {"error": 10, UNDECIDED: 10, "warning": 3, "note": 1}  # of each kind
 # Which of two labels is the right one, only the user knows: those files stay unless they are asked for.
@@ -82,7 +82,7 @@ where no errors were found but some files are undecided.""",
         parser.error("give FOLDER, or --undo DIR")
     if options.undo and (options.json or options.quarantine):
         parser.error("--undo goes with no other option")
-    if options.json not in (None, "-") and not _may_be_written(Path(options.json)):
+    if options.json not in (None, "-") and not may_replace(options.json, JSON_START):
         parser.error(f"--json {printable(options.json)}: there is something else; give another name")
     if options.quarantine and options.quarantine.resolve().is_relative_to(options.folder.resolve()):
         parser.error("a quarantine inside FOLDER would be found again; give a folder outside it")
@@ -101,14 +101,6 @@ def _kinds(text: str) -> tuple[str, ...]:
     if unknown := [kind for kind in kinds if kind not in movable]:
         raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: give kinds of {', '.join(movable)}")
     return kinds
-
-
-def _may_be_written(path: Path) -> bool:
-    """Tell whether a file is not there yet, or holds the findings of an earlier run."""
-    if not path.is_file():
-        return not path.exists()  # no folder and no device
-    with open(path, "rb") as file:
-        return file.read(len(JSON_START)) in (b"", JSON_START)
 
 
 def _check(options: argparse.Namespace) -> ExitStatus:

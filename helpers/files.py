@@ -22,6 +22,7 @@ __all__ = [
     "control_groups",
     "free_bytes",
     "locked",
+    "may_replace",
     "naming",
     "printable",
     "sha256_of",
@@ -119,6 +120,15 @@ def locked(path: str | os.PathLike, busy: str, *, wait_s: float = 0.0) -> Iterat
         raise BlockingIOError(busy) from None
     with lock:
         yield
+
+
+def may_replace(path: str | os.PathLike, mark: bytes) -> bool:
+    """Tell whether a file may be written over: it is not there, or empty, or one of ours, which hold `mark`."""
+    path = Path(path)
+    if not path.is_file():
+        return not path.exists()  # no folder and no device
+    data = path.read_bytes() if path.stat().st_size < 2**26 else b""
+    return mark in data or not path.stat().st_size
 
 
 def sha256_of(path: str | os.PathLike) -> str:

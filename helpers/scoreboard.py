@@ -8,6 +8,7 @@ reference machines. The environment variable COURSE_RESULTS names another folder
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import re
@@ -26,7 +27,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from helpers.files import ExitStatus, locked, printable, write_whole
+from helpers.files import ExitStatus, locked, may_replace, printable, write_whole
 from helpers.measurement import Machine, Measurement, machine
 from helpers.pipelines import PIPELINES
 
@@ -45,6 +46,7 @@ LESSONS = {  # the name of a row -> the notebook that makes it
 
 _RESULTS = Path(__file__).resolve().parent.parent / "results"
 _LOCK_TIMEOUT_S = 20
+_MADE_BY = "python -m helpers.scoreboard"  # so that a picture of ours is known when it is to be replaced
 _PICTURE_FORMATS = (".png", ".svg", ".pdf")
 _LOOKS = {"box": SIMPLE_HEAD, "show_edge": False, "title_justify": "left", "caption_justify": "left"}
 
@@ -390,6 +392,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("merge: FILES are missing")
     if options.to.suffix.lower() not in _PICTURE_FORMATS:
         parser.error(f"{options.to}: name a picture that ends in {', '.join(_PICTURE_FORMATS)}")
+    if options.command and not may_replace(options.to, _MADE_BY.encode()):
+        parser.error(f"{printable(options.to)}: there is something else; give another name (--to)")
     return _print_merged(options.files, options.to) if options.command else _print_local()
 
 
@@ -419,9 +423,13 @@ def _print_merged(files: Sequence[str], picture: Path) -> int:
     os.environ.setdefault("MPLBACKEND", "agg")  # no window is needed, and there may be no screen
     from helpers.plots import scoreboard_by_pipeline
 
+    drawn = io.BytesIO()
+    made_by = {"Software" if picture.suffix.lower() == ".png" else "Creator": _MADE_BY}
+    figure = scoreboard_by_pipeline(merged.machines, title=merged.setting)
+    figure.savefig(drawn, format=picture.suffix[1:].lower(), metadata=made_by)
     try:
         picture.parent.mkdir(parents=True, exist_ok=True)
-        scoreboard_by_pipeline(merged.machines, title=merged.setting).savefig(picture)
+        write_whole(picture, drawn.getvalue())
     except OSError as error:
         print(f"{printable(picture)}: not written; {error.strerror or error}", file=sys.stderr)
         return ExitStatus.FOUND

@@ -33,7 +33,16 @@ from helpers.accelerators import EmulatedAccelerator, KerasAccelerator
 from helpers.benchmark.advice import advise
 from helpers.benchmark.rates import find_limits
 from helpers.benchmark.report import Findings, html_report
-from helpers.files import ExitStatus, free_bytes, locked, printable, shown_warnings, tolerant_streams, write_whole
+from helpers.files import (
+    ExitStatus,
+    free_bytes,
+    locked,
+    may_replace,
+    printable,
+    shown_warnings,
+    tolerant_streams,
+    write_whole,
+)
 from helpers.folders import ImageFiles, course_images, find_any_images
 from helpers.gpu import gpus
 from helpers.measure import Trial
@@ -47,6 +56,7 @@ __all__ = ["main"]
 # An A100 takes 400 images in 0.435 s when it trains ResNet-50: the figure of MLPerf Storage for that model.
 _A100 = EmulatedAccelerator(400 / 0.435)
 _ROOT = Path(__file__).resolve().parents[2]
+_MADE_BY = "python -m helpers.benchmark"  # so that a file of ours is known when it is to be replaced
 _DATA, _RESULTS = _ROOT / "data", _ROOT / "results"
 
 
@@ -134,7 +144,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--timeout", type=_positive, default=600.0, metavar="S", help="of each run, in seconds")
     add("--json", type=Path, metavar="FILE", help="all figures; - for standard output")
     add("--reference", action="store_true", help="make this machine's file and picture in results/ anew, for a commit")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.json and not _is_json_shown(options) and not may_replace(options.json, _MADE_BY.encode()):
+        parser.error(f"--json {printable(options.json)}: there is something else; give another name")
+    return options
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -332,6 +345,7 @@ def _is_json_shown(options: argparse.Namespace) -> bool:
 
 def _json(found: Findings) -> str:
     values = {
+        "made_by": _MADE_BY,
         "limits": asdict(found.limits),
         "advice": asdict(found.advice),
         "all_images": found.all_images,

@@ -32,6 +32,7 @@ from helpers.sandbox.worker import report
 
 __all__ = ["ChildError", "ChildResult", "report", "run"]
 
+_BYTES_FOR_MIB = 1000  # times the machine: no budget, but bytes or KiB
 DEFAULT_TIMEOUT_S = 1800
 _START_AND_END_S = 30.0  # beyond the timeout, for the supervisor to start, to kill and to report
 _ORDERLY_END_S = 15.0
@@ -191,7 +192,11 @@ def _positive(name: str, value: object, unit: str) -> float:
 def _budget(memory_budget: float | None) -> tuple[float, float]:
     """Return the budget in force and what must stay free on the machine, in MiB."""
     asked_mib = math.inf if memory_budget is None else _positive("memory_budget", memory_budget, "MiB")
-    floor_mib = min(1024, 0.05 * memory.total_mib())
+    total_mib = memory.total_mib()
+    if total_mib * _BYTES_FOR_MIB < asked_mib < math.inf:
+        found = f"memory_budget is {asked_mib:,.0f} MiB, and this machine has {total_mib:,.0f} MiB"
+        raise ValueError(f"{found}: give it in MiB (1 MiB is 1,048,576 bytes)")
+    floor_mib = min(1024, 0.05 * total_mib)
     spare_mib = max(memory.available_mib() - 2 * floor_mib, 64)
     return min(spare_mib, asked_mib), floor_mib
 

@@ -144,6 +144,7 @@ def test_nothing_to_measure(tmp_path, capsys, kind, words):
         ["--memory-budget", "nan"],
         ["--memory-budget", "629145600"],
         ["--repeats", "0"],
+        ["--json", __file__],
     ],
 )
 def test_arguments_that_make_no_sense(arguments, capsys):

@@ -3,7 +3,7 @@
 import io
 import sys
 
-from helpers.files import printable, tolerant_streams
+from helpers.files import may_replace, printable, tolerant_streams
 
 
 def test_a_name_is_one_line_that_steers_no_terminal():
@@ -19,3 +19,12 @@ def test_streams_take_what_their_encoding_lacks(monkeypatch):
     tolerant_streams()
     print("ü 写\udcff", flush=True)
     assert written.getvalue() == b"\xfc \\u5199\\udcff\n"
+
+
+def test_what_is_not_ours_is_not_replaced(tmp_path):
+    own, other, empty = tmp_path / "own", tmp_path / "other", tmp_path / "empty"
+    own.write_bytes(b"... made by us ...")
+    other.write_bytes(b"a photograph")
+    empty.touch()
+    assert [may_replace(path, b"made by us") for path in (own, empty, tmp_path / "new")] == [True] * 3
+    assert [may_replace(path, b"made by us") for path in (other, tmp_path, "/dev/null")] == [False] * 3

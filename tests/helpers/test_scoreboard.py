@@ -319,6 +319,16 @@ def test_the_command_writes_a_table_and_a_picture(tmp_path, capsys):
     assert "4 machines" in out and "0.40" in out and "generator out of memory" in " ".join(out.split())
 
 
+@pytest.mark.parametrize("name", ["class.png", "class.svg", "class.pdf"])
+def test_a_picture_replaces_only_one_of_its_own(tmp_path, capsys, name):
+    folder, picture = a_class(tmp_path / "class", anna=1), tmp_path / name
+    assert [merged_by_command(capsys, folder, "--to", picture)[0] for _ in range(2)] == [0, 0]
+    picture.write_bytes(b"somebody's picture")
+    with pytest.raises(SystemExit):
+        merged_by_command(capsys, folder, "--to", picture)
+    assert picture.read_bytes() == b"somebody's picture"
+
+
 def test_a_pipeline_that_finished_nowhere_is_still_a_result(tmp_path, capsys):
     none = {"first_epoch_images_per_s": None, "images_per_s": None}
     row = measurement("[b]", outcome="hung", alone=none, context={"machine": Machine()})
