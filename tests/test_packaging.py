@@ -1,6 +1,6 @@
 """The package that others install has all its files, and declares all that it imports."""
 
-from __future__ import annotations
+from __future__ import re
 
 import ast
 import subprocess
@@ -81,3 +81,14 @@ for module in pkgutil.walk_packages(helpers.__path__, "helpers."):
 """
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stderr
+
+
+def test_the_lock_with_hashes_has_the_same_versions():
+    def pinned(name: str) -> set[str]:
+        lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+        return {line.removesuffix(" \\").strip() for line in lines if "==" in line and not line.startswith(" ")}
+
+    assert pinned("requirements.lock") == pinned("requirements.txt")
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    assert len(re.findall(r"\\\n    --hash=sha256:[0-9a-f]{64}", text)) >= len(pinned("requirements.txt"))
+    assert not re.search(r"==\S+( ;[^\\\n]*)?\n", text), "a package without a hash"

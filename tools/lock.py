@@ -1,4 +1,8 @@
-"""Write requirements*.txt from requirements*.in: one lock for Linux, macOS and Windows, Python 3.11 to 3.13."""
+"""Write requirements*.txt from requirements*.in: one lock for Linux, macOS and Windows, Python 3.11 to 3.13.
+
+`requirements.lock` has the same versions as requirements.txt with the hashes of all their files, for
+``pip install --require-hashes``.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,10 @@ LOCKS = ("requirements", "requirements-dev")
 OWN_PACKAGE = "-e .\n"
 
 
-def lock(name: str) -> None:
+def lock(source: str, target: str, *options: str) -> None:
     """Resolve one file; uv keeps the versions that it finds in the old lock."""
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal", "--python-version", "3.11"]
-    command += ["--custom-compile-command", "make lock", f"{name}.in", "--output-file", f"{name}.txt"]
+    command += ["--custom-compile-command", "make lock", source, "--output-file", target, *options]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
@@ -26,7 +30,8 @@ def main() -> None:
             path.write_text(path.read_text().replace(OWN_PACKAGE, ""))
     try:
         for name in LOCKS:
-            lock(name)
+            lock(f"{name}.in", f"{name}.txt")
+        lock("requirements.txt", "requirements.lock", "--generate-hashes", "--no-annotate")
     finally:
         for path in paths:
             path.write_text(path.read_text() + OWN_PACKAGE)
