@@ -1,8 +1,9 @@
 """The package that others install has all its files, and declares all that it imports."""
 
-from __future__ import re
+from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import zipfile

@@ -59,12 +59,6 @@ def take_home(name: str) -> str:
     """
     roots = [("helpers.folders", "find_images"), ("helpers.folders", "ImageFiles"), (f"helpers.pipelines.{name}", name)]
     reached, imports, modules = _reach(roots)
-    is_endless = "helpers.epochs" in modules  # gives the next batch, not batch k: `fit` needs it without an end
-    if is_endless:
-        roots.insert(0, ("helpers.pipelines.generator", "forever"))
-        reached, imports, modules = _reach(roots)
-    wanted = f"find_images, forever, {name}" if is_endless else f"find_images, {name}"
-    fed = "forever(batches), steps_per_epoch=len(batches), shuffle=False" if is_endless else "batches"
     guard = 'Where worker processes read, a program must call it below `if __name__ == "__main__":`.\n'
     guard = guard if any(one.module == "multiprocessing" for one in imports) else ""
     owners = importlib.metadata.packages_distributions()
@@ -72,13 +66,13 @@ def take_home(name: str) -> str:
     needs = f"It needs {', '.join(versions)} and {last}, which it was written with, and nothing else."
     text = f'''"""The pipeline `{name}` of the course "Feeding images", and all that it needs of it, in one file.
 
-    from my_pipeline import {wanted}  # this file, saved as my_pipeline.py
+    from my_pipeline import find_images, {name}  # this file, saved as my_pipeline.py
 
     files = find_images("folder")  # one subfolder for each class
     batches = {name}(files, image_size=(224, 224), batch_size=32, seed=0)
     for images, labels in batches:  # an epoch of uint8 (n, 224, 224, 3) and int64 (n,)
         ...
-    model.fit({fed}, epochs=5)
+    model.fit(batches, epochs=5)
 
 {guard}{textwrap.fill(needs, MAX_WIDTH)}
 """
