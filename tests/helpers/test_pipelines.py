@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from helpers.take_home import take_home
 
 from helpers.contract import check_pipeline
 from helpers.folders import course_images, find_images
 from helpers.pipelines import PIPELINES
+from helpers.pipelines.__main__ import take_home
 
 BROKEN = {"load_everything": (6,)}  # by its nature: lesson 01 is about it
 LONGEST_END_S = 60.0  # it takes one or two; others may run beside the tests
