@@ -180,7 +180,7 @@ def find_images(folder: str | os.PathLike, *, class_names: Sequence[str] | None 
     UserWarning
         If a class has no images, images lie beside the class folders, or images are left out for their format.
     """
-    listing = _listed(folder)
+    listing = _list_images(folder)
     images = {name: paths for name, paths in listing.images.items() if name}
     if class_names is None:
         _require_classes(listing)
@@ -244,7 +244,7 @@ def find_labelled_images(
     UserWarning
         If lines name files that are not there, or files are in no line. Both are left out.
     """
-    listing = _listed(folder)
+    listing = _list_images(folder)
     classes = read_labels(folder, listing.all_images(), labels, label_column=label_column)
     different = set(classes.values())
     if class_names is None:
@@ -262,7 +262,7 @@ def find_unlabelled_images(folder: str | os.PathLike) -> ImageFiles:
     FileNotFoundError
         If there is no such folder, or no image in it.
     """
-    listing = _listed(folder)
+    listing = _list_images(folder)
     name = Path(folder).resolve().name
     return _image_files(listing, dict.fromkeys(listing.all_images(), name), [name])
 
@@ -290,7 +290,7 @@ def find_any_images(
     OSError, ValueError
         As `find_images` and `find_labelled_images` do; or if several tables name images.
     """
-    listing = _listed(folder)
+    listing = _list_images(folder)
     if labels is None and sum(map(bool, listing.images.values())) == 1:
         images = listing.all_images()
         tables = [table for table in listing.tables if names_files(folder, images, table)]
@@ -308,7 +308,7 @@ def find_any_images(
     return find_images(folder), f"find_images({shown})"
 
 
-def _listed(folder: str | os.PathLike) -> Listing:
+def _list_images(folder: str | os.PathLike) -> Listing:
     """List a folder that holds images; warn of images that are left out."""
     listing = list_folder(folder)
     if listing.unreadable:

@@ -138,8 +138,8 @@ def roots(node: ast.AST) -> list[str]:
 
 def test_only_what_is_used_comes_along():
     text = take_home("tf_data")
-    assert "def usable_cores" in text and "class BrokenFiles" in text and "def _images_below" in text
-    assert "def read_image" not in text and "def course_images" not in text and "class Epochs" not in text
+    assert "def usable_cores" in text and "class BrokenFiles" in text and "def list_folder" in text
+    assert "def sha256_of" not in text and "def course_images" not in text and "class Epochs" not in text
 
 
 @pytest.mark.parametrize("phrase", ["data_scripts", "from helpers", "import helpers", "parent.parent", "make export"])
