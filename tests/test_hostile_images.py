@@ -44,7 +44,7 @@ def hostile(tmp_path_factory):
     """The list of hostile files, each its own class, and the kind of each."""
     folder = tmp_path_factory.mktemp("hostile")
     kinds = write_hostile_images(folder / "all")
-    with pytest.warns(UserWarning, match="left out: 2 that are no regular files"):
+    with pytest.warns(UserWarning, match="left out 2 that are no regular files"):
         found = find_images(folder)
     assert sorted(found.paths) == sorted(kinds)
     return numbered(found.paths), kinds

@@ -14,6 +14,7 @@ import csv
 import hashlib
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -139,8 +140,9 @@ def _batches(settings: StyleSettings, files: ImageFiles, done: int) -> Iterator[
             for images, _names in style_tf_data(rest, image_size=(settings.image_size,) * 2, batch_size=size):
                 yield images
         except tf.errors.OpError as error:
+            named = re.search("ValueError: (.*)", error.message)  # by `read_image`, with much of TensorFlow's around it
             hint = "data_scripts/check_images.py finds all that are broken"
-            raise ValueError(f"an image cannot be read: {error.message}; {hint}") from error
+            raise ValueError(f"an image cannot be read: {named[1] if named else error.message}; {hint}") from error
         epoch, skipped = epoch + 1, 0
 
 

@@ -500,7 +500,7 @@ def refused(capsys, *arguments: object) -> str:
 def test_errors_of_pictures_and_folders(capsys, trained, settings_file, photographs, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "no images" in refused(capsys, *training(settings_file, tmp_path / "empty", tmp_path / "run"))
-    assert "no images" in refused(capsys, *training(settings_file, tmp_path / "nowhere", tmp_path / "run"))
+    assert "no such folder" in refused(capsys, *training(settings_file, tmp_path / "nowhere", tmp_path / "run"))
     missing = tmp_path / "missing.jpg"
     assert str(missing) in refused(capsys, "stylise", trained, missing, "--to", tmp_path)
     no_picture = tmp_path / "text.jpg"
