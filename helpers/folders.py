@@ -354,10 +354,19 @@ def _require_classes(listing: Listing) -> None:
     below = printable(os.path.join(listing.folder, first))
     if all(is_part(name) for name in images):
         found = f"{_some(sorted(images))}: parts of a data set by their names, not classes"
-    elif len(images) == 1 and len(inside[first]) > 1 and "" not in inside[first]:
-        raise ValueError(f"{here}: all images are in folders of {printable(first)}/; give {below}")
-    elif len(images) > 1 and "" not in (shared := set.intersection(*inside.values())) and len(shared) > 1:
-        found = f"{_some(sorted(images))} all have folders {_some(sorted(shared))}: these look like the classes"
+    elif len(images) == 1:
+        wrapper, folders = os.path.join(listing.folder, first), inside[first]
+        while len(folders) == 1 and "" not in folders:  # flowers/flowers/rose
+            wrapper = os.path.join(wrapper, *folders)
+            folders = _folders_below(wrapper, images[first])
+        if "" in folders:
+            return
+        raise ValueError(f"{here}: all images are in folders of {printable(wrapper)}; give that")
+    elif "" not in (shared := set.intersection(*inside.values())) and len(shared) > 1:
+        both = f"{_some(sorted(images))} all have folders {_some(sorted(shared))}"
+        if all(is_part(name) for name in shared):
+            raise ValueError(f"{here}: {both}; put the parts above the classes, or give class_names to take all parts")
+        found = f"{both}: these look like the classes"
     else:
         return
     if "" not in inside[first]:

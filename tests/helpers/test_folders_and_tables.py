@@ -54,7 +54,12 @@ def quietly(function, *arguments, **settings):
         (["images/1.jpg", "masks/1.jpg"], r"find_unlabelled_images\('.*/images'\)"),
         (["images/1.jpg"], r"find_unlabelled_images\('.*/images'\)"),
         (["images/cat/1.jpg", "images/dog/1.jpg"], r"find_images\('.*/images'\)"),
-        (["flowers/rose/1.jpg", "flowers/tulip/2.jpg"], r"all images are in folders of flowers/; give .*/flowers$"),
+        (["flowers/rose/1.jpg", "flowers/tulip/2.jpg"], r"all images are in folders of .*/flowers; give that$"),
+        (
+            ["flowers/flowers/rose/1.jpg", "flowers/flowers/tulip/2.jpg"],
+            r"of .*/flowers/flowers; give that$",
+        ),
+        (["cat/train/1.jpg", "cat/test/2.jpg", "dog/train/3.jpg", "dog/test/4.jpg"], "put the parts above the classes"),
         (["siteA/ill/1.jpg", "siteA/well/2.jpg", "siteB/ill/3.jpg", "siteB/well/4.jpg"], r"find_images\('.*/siteA'\)"),
     ],
 )
