@@ -67,6 +67,7 @@ def first(with_driver, tmp_path_factory):
     return folder, done
 
 
+@pytest.mark.slow  # the fixture runs the benchmark for 40 s
 def test_a_gpus_own_figures_and_name_come_into_the_rows(first, with_driver):
     if not with_driver:
         pytest.skip("needs Linux and a C compiler, to build a library that answers as a GPU's driver would")
@@ -81,6 +82,7 @@ def test_a_gpus_own_figures_and_name_come_into_the_rows(first, with_driver):
     assert "62 %" in done.stdout
 
 
+@pytest.mark.slow
 def test_runs_are_kept_and_not_made_twice(first, with_driver, tmp_path):
     folder, done = first
     assert begun(done) == ["generator, round 1 …", "generator, round 2 …"]

@@ -407,6 +407,7 @@ def test_a_good_pipeline_keeps_all_promises(files):
     assert str(report).splitlines()[0].endswith("7 of 7 promises kept")
 
 
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)  # a kind of promise that another case breaks, too
 WITHOUT_FIT = tuple(one for one in contract._CHECKS if one is not contract._check_fit)  # it imports TensorFlow
 
 
@@ -419,13 +420,13 @@ def hasty(function, *given):
 @pytest.mark.parametrize(
     ("pipeline", "broken", "found"),
     [
-        (DependsOnTheProcess, (3,), "the same seed gave another order in another process"),
+        slow(DependsOnTheProcess, (3,), "the same seed gave another order in another process"),
         (LeavesAThread, (5,), "threads more after 6 early stops"),
-        (LeavesAProcess, (5,), "processes still run"),
-        (LeavesAFile, (5,), "open files more after 6 early stops"),
+        slow(LeavesAProcess, (5,), "processes still run"),
+        slow(LeavesAFile, (5,), "open files more after 6 early stops"),
         (KeepsAllImages, (6,), "MiB per 1,000 files"),
-        (KeepsImagesUntilTheyAreUsed, (6,), "MiB per 1,000 files"),
-        (KeepsImagesByName, (6,), "MiB per 1,000 files"),
+        slow(KeepsImagesUntilTheyAreUsed, (6,), "MiB per 1,000 files"),
+        slow(KeepsImagesByName, (6,), "MiB per 1,000 files"),
         (KeepsEachEpoch, (6,), "MiB per epoch of 75 files"),
         (KillsItself, ALL, "killed: died by SIGKILL"),
     ],
@@ -461,7 +462,9 @@ def as_dataset_with_the_remedy(files, **settings):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("pipeline", "ends_well"), [(as_dataset, False), (as_dataset_with_the_remedy, True)], ids=ids)
+@pytest.mark.parametrize(
+    ("pipeline", "ends_well"), [slow(as_dataset, False), (as_dataset_with_the_remedy, True)], ids=ids
+)
 def test_the_end_of_a_program_after_an_error_in_fit(files, pipeline, ends_well):
     found = contract._check_fit(contract._Subject(pipeline, files, None, 2.0, ""), 90 if ends_well else 45)
     assert (found == []) == ends_well, found
