@@ -31,6 +31,9 @@ class TakenByKeras:
     def num_batches(self) -> int:
         return len(self)
 
+    def __reduce__(self) -> tuple:
+        return _made_again, (type(self), vars(self))  # pickle itself would take the class that it is told
+
     def __getitem__(self, index: int) -> tuple:
         """Return the next batch: Keras asks for `len(self)` of them in an epoch, and for two before the first."""
         if self.current is None:
@@ -44,6 +47,12 @@ class TakenByKeras:
 
     def on_epoch_end(self) -> None:
         self.current = None
+
+
+def _made_again(kind: type, values: dict) -> TakenByKeras:
+    one = kind.__new__(kind)
+    vars(one).update(values)
+    return one
 
 
 class Epochs(TakenByKeras):
@@ -75,7 +84,8 @@ LONGEST_END_S = 5.0
 
 def closed_at_exit(epoch: Generator) -> Generator:
     """Let the end of the program close a generator; return it."""
-    RUNNING.add(epoch)
+    if isinstance(epoch, Generator):  # another iterator has nothing to close
+        RUNNING.add(epoch)
     return epoch
 
 

@@ -23,7 +23,7 @@ import re
 def reason(error):
     """Return the line of a TensorFlow error's message that says what is wrong."""
     line = [line for line in error.message.splitlines() if line[:1].strip()][-1]
-    return re.sub(r"\{\{.*?\}\} | ?\[Op:.*", "", line)
+    return re.sub(r"\{\{.*?\}\} | ?\[Op:.*|^ValueError: ", "", line)
 
 
 # %% ../../notebooks/04_tf1_queues.ipynb #export-decode
@@ -119,7 +119,8 @@ def with_its_name(error, queues, session):
         try:
             session.run(queues.image, {queues.path: path})
         except tf.errors.OpError as broken:
-            return ValueError(f"{os.fsdecode(path)}: {reason(broken).rstrip('.')}; replace it")
+            name, told = os.fsdecode(path), reason(broken).rstrip(".")
+            return ValueError(told if told.startswith(name) else f"{name}: {told}; replace it")
     return RuntimeError(f"the queue was closed before its end: {error}")
 
 
