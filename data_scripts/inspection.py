@@ -8,6 +8,7 @@ memory on this machine, or a disk that does not answer, says nothing about a fil
 from __future__ import annotations
 
 import base64
+import contextlib
 import errno
 import hashlib
 import io
@@ -315,7 +316,7 @@ def _look_in_a_child(
 
 def _watch(notes: str, done: threading.Event, on_progress: Callable[[int], object]) -> None:
     """Tell of files that are finished while the child works."""
-    with open(notes, "rb") as file:
+    with contextlib.suppress(FileNotFoundError), open(notes, "rb") as file:  # a signal may end it all before it begins
         while True:
             ended = done.is_set()
             finished = sum(not line.endswith(b",null]\n") for line in file if line.endswith(b"\n"))

@@ -14,4 +14,7 @@ for number in (signal.SIGINT, signal.SIGTERM):
 
 from helpers.benchmark.command import main  # noqa: E402
 
-sys.exit(main())
+status = main()
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)  # all is done: a late one must not change the exit status
+sys.exit(status)
