@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from helpers.files import ExitStatus, may_replace, printable, shown_warnings, tolerant_streams
 
+_MOST_CLASSES = 20
 _MOST_SHOWN = {"error": 10, UNDECIDED: 10, "warning": 3, "note": 1}  # of each kind
 # Which of two labels is the right one, only the user knows: those files stay unless they are asked for.
 _UNUSABLE = tuple(kind for kind, (severity, _) in KINDS.items() if severity == "error" and kind != "two labels")
@@ -157,8 +158,10 @@ def _show(inspection: Inspection, console: Console) -> None:
     counts = ", ".join(f"{len(inspection.of(severity)):,} {severity}s" for severity in ("error", "warning", "note"))
     counts += f"; {undecided:,} files undecided" if (undecided := len(inspection.of(UNDECIDED))) else ""
     rate = f"{60 * inspection.files / max(inspection.seconds, 1e-9):,.0f} images/min"
-    for line in inspection.summary:
-        console.print(line)
+    named = [f"{printable(name)}: {count:,}" for name, count in inspection.classes.items() if name]
+    more = [f"and {len(named) - _MOST_CLASSES:,} more"] if len(named) > _MOST_CLASSES else []
+    for line in (f"usable: {', '.join(named[:_MOST_CLASSES] + more)}" if named else "", *inspection.summary):
+        console.print(line, end="\n" if line else "")
     classes = f"{len(inspection.classes)} classes"
     console.print(f"{inspection.files:,} images of {classes}: {counts}; {inspection.seconds:.1f} s, {rate}")
 
