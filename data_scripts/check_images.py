@@ -129,11 +129,11 @@ def _check(options: argparse.Namespace) -> ExitStatus:
         if options.quarantine:
             moved = quarantine(inspection, options.quarantine, options.kinds)
     finally:
-        told = sys.stderr if options.json == "-" else sys.stdout
-        _show(inspection, Console(file=told, markup=False, emoji=False, highlight=False))
+        stream = sys.stderr if options.json == "-" else sys.stdout
+        _show(inspection, Console(file=stream, markup=False, emoji=False, highlight=False))
     if options.quarantine:
         to = printable(options.quarantine)
-        print(f"{moved:,} files moved to {to}; --undo {to} moves them back", file=told)
+        print(f"{moved:,} files moved to {to}; --undo {to} moves them back", file=stream)
     if options.json == "-":
         print(inspection.to_json())
     if inspection.of("error"):

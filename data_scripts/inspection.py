@@ -252,7 +252,7 @@ def _looks(
                         break
             still = [path for path in left if path not in looks]
             if len(still) == len(left):
-                raise RuntimeError(f"looking at {folder} came to nothing: {how[1]}")
+                raise RuntimeError(f"no file in {folder} could be looked at: {how[1]}")
         except (ValueError, RuntimeError) as error:  # no child can work here, or no longer
             if not looks:
                 raise

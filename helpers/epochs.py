@@ -32,7 +32,7 @@ class TakenByKeras:
         return len(self)
 
     def __reduce__(self) -> tuple:
-        return _made_again, (type(self), vars(self))  # pickle itself would take the class that it is told
+        return _made_again, (type(self), vars(self))  # pickle would use __class__, which is not the real one
 
     def __getitem__(self, index: int) -> tuple:
         """Return the next batch: Keras asks for `len(self)` of them in an epoch, and for two before the first."""

@@ -255,7 +255,7 @@ def _one_hot(table: _Table, columns: list[int]) -> list[str] | None:
 
 
 def _checked(table: _Table, labels: list[str], *, is_asked_for: bool) -> list[str]:
-    """Refuse what is no class for each image; write 1.0 as 1."""
+    """Return the labels, with 1.0 written as 1; raise a ValueError unless each image has a single class."""
     different = set(labels) - {""}
     if all(_NUMBER.fullmatch(label) for label in different):
         if broken := next((label for label in different if float(label) % 1), None):

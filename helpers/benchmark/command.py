@@ -143,7 +143,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--max-images", type=_count, default=2000, metavar="N", help="measure a part; by default 2,000")
     add("--timeout", type=_positive, default=600.0, metavar="S", help="of each run, in seconds")
     add("--json", type=Path, metavar="FILE", help="all figures; - for standard output")
-    add("--reference", action="store_true", help="make this machine's file and picture in results/ anew, for a commit")
+    add("--reference", action="store_true", help="rewrite this machine's file and picture in results/, for a commit")
     options = parser.parse_args(arguments)
     if options.json and not _is_json_shown(options) and not may_replace(options.json, _MADE_BY.encode()):
         parser.error(f"--json {printable(options.json)}: there is something else; give another name")

@@ -119,8 +119,8 @@ def with_its_name(error, queues, session):
         try:
             session.run(queues.image, {queues.path: path})
         except tf.errors.OpError as broken:
-            name, told = os.fsdecode(path), reason(broken).rstrip(".")
-            return ValueError(told if told.startswith(name) else f"{name}: {told}; replace it")
+            name, why = os.fsdecode(path), reason(broken).rstrip(".")
+            return ValueError(why if why.startswith(name) else f"{name}: {why}; replace it")
     return RuntimeError(f"the queue was closed before its end: {error}")
 
 

@@ -82,7 +82,7 @@ class _Watch:
         self.parent_pid = os.getppid()  # on Windows not the caller's
         self.is_let_go = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: self.is_let_go.set())
-        self.known: dict = {"baseline_mib": None, "progress": None}  # what the worker told
+        self.known: dict = {"baseline_mib": None, "progress": None}  # what the worker has reported
         self.output = bytearray()
         self.output_bytes = 0
         self.samples = _Samples()
@@ -125,7 +125,7 @@ class _Watch:
         }
 
     def _watch(self) -> dict | None:
-        """Return how it ended, or None where the worker died or nobody waits for it any more."""
+        """Return how it ended, or None if the worker died or the caller is gone."""
         end, stops_at, output_before, next_machine_check = None, None, 0, 0.0
         while True:
             now = time.monotonic()
