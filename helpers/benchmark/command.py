@@ -100,17 +100,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _on_signals(handler: Callable | signal.Handlers) -> Iterator[None]:
-    """Handle Ctrl-C and SIGTERM in this way while the block runs."""
+    """Handle Ctrl-C and SIGTERM in this way while the block runs; what `_stop` has set stays."""
     before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
         for number, handler_before in before.items():
-            signal.signal(number, handler_before)
+            if signal.getsignal(number) is handler:
+                signal.signal(number, handler_before)
 
 
 def _stop(number: int, _: object) -> None:
-    """Raise KeyboardInterrupt with the exit status, once: clearing up takes a second and must not be stopped."""
+    """Raise KeyboardInterrupt with the exit status, and ignore later signals: clearing up must not be stopped."""
     for one in (signal.SIGINT, signal.SIGTERM):
         signal.signal(one, signal.SIG_IGN)
     raise KeyboardInterrupt(128 + number)
