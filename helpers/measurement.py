@@ -82,6 +82,11 @@ class MemoryUse(_Record, kw_only=True):
     budget_mib: _Figure | None = None
     timeline: tuple[tuple[_Figure, _Figure], ...] = ()  # seconds since the process started, MiB held
 
+    @property
+    def own_mib(self) -> float:
+        """What the pipeline itself takes: the peak above the imports."""
+        return self.peak_mib - (self.baseline_mib or 0)
+
 
 class Growth(_Record, kw_only=True):
     """How memory grows; see the functions of the same names. None if no whole epoch was run."""

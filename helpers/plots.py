@@ -103,39 +103,42 @@ def memory_throughput_map(
     budget_mib: float | None = None,
     ceiling_images_per_s: float | None = None,
 ) -> Figure:
-    """Draw the course's map: peak memory against throughput, a dot per pipeline.
+    """Draw the course's map: the memory that a pipeline takes itself against throughput, a dot per pipeline.
 
     Parameters
     ----------
     measurements : iterable of Measurement
-        A dot stands at `memory.peak_mib` and `alone.first_epoch_images_per_s`; of a run that ended early, a cross at
-        its peak.
+        A dot stands at `memory.own_mib` and `training.images_per_s`, or, if no row was measured while training, at
+        `alone.first_epoch_images_per_s`. A run without that figure is a cross at its memory.
     reference : iterable of Measurement
         Rows of another machine: hollow, and labelled so.
     budget_mib : float, optional
-        A vertical line: what lies to its right does not fit.
+        A vertical line, in MiB above the imports: what lies to its right does not fit.
     ceiling_images_per_s : float, optional
         A horizontal line: what lies below it lets the accelerator wait.
     """
     figure, axes = _figure(4.0)
     rows = _labelled(measurements, reference)
-    rates = [one.alone.first_epoch_images_per_s for one, *_ in rows]
-    xs = [x for x in (budget_mib, *(one.memory.peak_mib for one, *_ in rows)) if x]
+    rates, ylabel = [one.training.images_per_s for one, *_ in rows], "images/s while training"
+    if rows and not any(rates):
+        rates, ylabel = [one.alone.first_epoch_images_per_s for one, *_ in rows], "images/s, first epoch"
+    held_mib = [max(1, one.memory.own_mib) for one, *_ in rows]  # on a logarithmic scale 0 has no place
+    xs = [x for x in (budget_mib, *held_mib) if x]
     ys = [y for y in (ceiling_images_per_s, *rates) if y]
     lowest = min([100, *(y / 2 for y in ys)])
     axes.set(
         xscale="log",
-        xlabel="peak memory (MiB)",
-        xlim=(min([30, *(x / 2 for x in xs)]), max([3000, *(3 * x for x in xs)])),
+        xlabel="memory above the imports (MiB)",
+        xlim=(min([5, *(x / 2 for x in xs)]), max([1500, *(3 * x for x in xs)])),
     )
-    axes.set(yscale="log", ylabel="images/s, first epoch", ylim=(lowest, max([3000, *(2.5 * y for y in ys)])))
+    axes.set(yscale="log", ylabel=ylabel, ylim=(lowest, max([3000, *(2.5 * y for y in ys)])))
     labels = []
-    for (one, label, face), y in zip(rows, rates, strict=True):
-        x, (colour, marker) = one.memory.peak_mib, style(one.name)
+    for (one, label, face), x, y in zip(rows, held_mib, rates, strict=True):
+        colour, marker = style(one.name)
         if y:
             axes.plot(x, y, marker, color=colour, markerfacecolor=face, markersize=10, zorder=3)
         else:
-            y, label = 1.3 * lowest, f"{label}: {one.outcome}"
+            y, label = 1.3 * lowest, f"{label}: {one.outcome if one.outcome != 'finished' else 'not measured'}"
             axes.plot(x, y, "x", color=colour, markersize=11, markeredgewidth=3, zorder=3)
         labels.append((x, y, label, colour))
     _label_apart(axes, labels)

@@ -30,6 +30,11 @@ NOTEBOOKS = ROOT / "notebooks"
 
 MAX_IGNORED_SHARE = 0.6  # of a lesson's code cells: nbval must have something left to compare
 MAX_CODE_LINES = 30
+MAX_LESSON = {"code cells": 45, "lines of code": 300, "words": 1300}  # of code, what is in sight
+TOO_LONG = {  # to be shortened; what is left out goes to in_depth/
+    "02_python_generator", "03_keras_sequence", "04_tf1_queues", "05_tf_data", "06_tf_data_at_full_speed",
+    "08_beyond_one_machine", "09_style_transfer", "10_other_loaders",
+}  # fmt: skip
 MAX_FIGURE_BYTES = 100_000
 MAX_NOTEBOOK_BYTES = 1_500_000
 
@@ -64,6 +69,8 @@ def check(path: Path, *, fix_metadata: bool = False) -> list[str]:
         faults.append((0, f"{found}, more than {MAX_IGNORED_SHARE:.0%}; print what holds on any machine in others"))
     if size > MAX_NOTEBOOK_BYTES:
         faults.append((0, f"has {size:,} bytes, more than {MAX_NOTEBOOK_BYTES:,}; make its figures fewer or smaller"))
+    if path.resolve().parent.name == NOTEBOOKS.name and path.stem not in TOO_LONG:
+        faults += [(0, fault) for fault in _size(notebook)]
     ordered = _in_order(notebook)
     if ordered != notebook and fix_metadata:
         write_whole(path, nbformat.v4.writes(ordered) + "\n")
@@ -103,8 +110,23 @@ def _in_order(notebook: NotebookNode) -> NotebookNode:
     language = {key: value for key, value in notebook.metadata.get("language_info", {}).items() if key != "version"}
     ordered.metadata = {"kernelspec": KERNELSPEC, "language_info": {**language, "name": "python"}}
     for cell in ordered.cells:
-        cell.metadata = {key: cell.metadata[key] for key in ("nbgrader", "tags") if cell.metadata.get(key)}
+        kept = {key: cell.metadata[key] for key in ("nbgrader", "tags") if cell.metadata.get(key)}
+        cell.metadata = kept | ({"jupyter": {"source_hidden": True}} if _is_folded(cell) else {})
     return ordered
+
+
+def _is_folded(cell: NotebookNode) -> bool:
+    """Return whether JupyterLab shows only the output of a cell."""
+    return bool(cell.metadata.get("jupyter", {}).get("source_hidden"))
+
+
+def _size(notebook: NotebookNode) -> Iterator[str]:
+    seen = [cell.source for cell in notebook.cells if cell.cell_type == "code" and not _is_folded(cell)]
+    text = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    lines, words = sum(len(source.splitlines()) for source in seen), sum(len(source.split()) for source in text)
+    for (what, limit), found in zip(MAX_LESSON.items(), (len(seen), lines, words), strict=True):
+        if found > limit:
+            yield f"has {found:,} {what}, more than {limit:,}; move what a first reading can do without to in_depth/"
 
 
 def _run_in_order(code: Cells) -> Faults:

@@ -149,7 +149,7 @@ def _packing_sentence(packing: Packing, all_images: int, chosen: str, bottleneck
 
 def _all_mib(one: Measurement, all_images: int) -> float:
     """Return what a pipeline that keeps every image would hold of all of them."""
-    return (one.memory.peak_mib - (one.memory.baseline_mib or 0)) * all_images / max(one.images_done, 1)
+    return one.memory.own_mib * all_images / max(one.images_done, 1)
 
 
 def _memory_sentences(measured: dict[str, Measurement], all_images: int, budget_mib: float) -> list[str]:

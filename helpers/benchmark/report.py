@@ -58,13 +58,14 @@ def _number(value: float | None, digits: int = 0) -> str:
 def _figures(found: Findings) -> list[tuple[str, str]]:
     """Return each figure as SVG, and its caption."""
     ceilings = [top for one in found.measurements if (top := one.training.ceiling_images_per_s)]
-    highest_mib = max(one.memory.peak_mib for one in found.measurements)
+    highest_mib = max(one.memory.own_mib for one in found.measurements)
+    left_mib = found.budget_mib - max(one.memory.baseline_mib or 0 for one in found.measurements)
     drawn = memory_throughput_map(
         found.measurements,
-        budget_mib=found.budget_mib if found.budget_mib < 20 * highest_mib else None,
+        budget_mib=left_mib if 0 < left_mib < 20 * highest_mib else None,
         ceiling_images_per_s=statistics.median_low(ceilings) if ceilings else None,
     )
-    figures = [(_svg(drawn), "Memory against throughput: up is faster, left is less memory.")]
+    figures = [(_svg(drawn), "Memory above the imports against throughput: up is faster, left is less memory.")]
     if timed := [one for one in found.measurements if one.training.wait_ms]:
         figures.append((_svg(step_timeline(timed)), "The first training steps of each pipeline."))
     return figures

@@ -46,7 +46,18 @@ def test_the_map_names_each_dot_and_both_lines():
     (low, high), (left, right) = figure.axes[0].get_ylim(), figure.axes[0].get_xlim()
     assert low < 500 and high > 1000 and left < 90 and right > 650
     assert figure.axes[0].get_xscale() == figure.axes[0].get_yscale() == "log"
+    assert figure.axes[0].get_ylabel() == "images/s, first epoch"
     assert png_size(figure)[0] == 700
+
+
+def test_the_map_shows_memory_above_the_imports_and_the_rate_while_training():
+    memory = {"peak_mib": 650.0, "baseline_mib": 500.0}
+    row = measurement("tf_data", training={"ceiling_images_per_s": 900.0, "images_per_s": 850.0}, memory=memory)
+    figure = plots.memory_throughput_map([row, measurement("generator")])
+    assert figure.axes[0].get_ylabel() == "images/s while training"
+    (dot,) = [line for line in figure.axes[0].lines if line.get_marker() != "x"]
+    assert (dot.get_xdata()[0], dot.get_ydata()[0]) == (150.0, 850.0)
+    assert "generator: not measured" in texts(figure)
 
 
 def test_the_map_shows_a_run_that_died():

@@ -1,7 +1,13 @@
-"""Every exercise can fail and can be solved: an unfilled sheet fails each of its tests, its solution none."""
+"""Every exercise can fail and can be solved: an unfilled sheet fails each of its tests, its solution none.
+
+And each test refuses the wrong answers that come to mind. `wrong_answers/LESSON.py` holds them, each after a line
+`# %% GRADE_ID: what is wrong with it`, where GRADE_ID is the nbgrader id of the cell that the reader fills.
+"""
 
 import contextlib
 import os
+import re
+from pathlib import Path
 
 import export
 import nbformat
@@ -13,6 +19,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 SOLUTIONS = sorted((export.ROOT / export.SOLUTIONS).glob("*.ipynb"))
 SHEETS = export.ROOT / export.SHEETS
+WRONG_ANSWERS = sorted(Path(__file__).with_name("wrong_answers").glob("*.py"))
+HEADING = re.compile(r"^# %% ([\w-]+): (.+)$", re.MULTILINE)
 CELL_TIMEOUT_S = 300
 START_TIMEOUT_S = 60
 RUN_TIMEOUT_S = 1800  # of a whole notebook
@@ -37,13 +45,40 @@ def unfilled_faults(solution, folder, timeout_s=CELL_TIMEOUT_S):
     ]
 
 
-def solution_faults(solution, folder, timeout_s=CELL_TIMEOUT_S):
-    """Run, in a folder, a solution; name each cell that fails."""
-    notebook = nbformat.read(solution, as_version=4)
-    stopped = run(notebook, folder, timeout_s)
-    failed = [(number, error) for number, cell in enumerate(notebook.cells, start=1) for error in errors(cell)]
-    found = [f"{solution.name}: cell {number}: {error.ename}: {error.evalue}" for number, error in failed]
-    return [f"{solution.name}: solved, {stopped}", *found] if stopped else found
+def read_wrong_answers(path):
+    """Return grade id -> [(what is wrong, source)]."""
+    _, *parts = HEADING.split(path.read_text(encoding="utf-8"))
+    answers = {}
+    for grade_id, what, source in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+        answers.setdefault(grade_id, []).append((what, source.strip()))
+    return answers
+
+
+def solution_faults(solution, answers, folder, timeout_s=CELL_TIMEOUT_S):
+    """Run a solution in a folder, and before each of its answers the wrong ones, each with the tests that follow.
+
+    Name each cell of the solution that fails, and each wrong answer that its tests accept.
+    """
+    notebook, answers = nbformat.read(solution, as_version=4), dict(answers)
+    right, wrong, cells, tests = list(enumerate(notebook.cells, start=1)), [], [], []
+    for _, cell in reversed(right):
+        cells.insert(0, cell)
+        if is_test(cell):
+            tests.insert(0, cell.source)
+        if is_solution(cell):
+            for what, source in answers.pop(cell.metadata.nbgrader.grade_id, []):
+                tried = [new_code_cell(test) for test in tests]
+                wrong.append((what, tried))
+                cells[:0] = [new_code_cell(source), *tried]
+            tests = []
+    stopped = run(new_notebook(cells=cells), folder, timeout_s)
+    found = [f"cell {number}: {error.ename}: {error.evalue}" for number, cell in right for error in errors(cell)]
+    found += [f"no cell has the grade id {grade_id}" for grade_id in answers]
+    if stopped:
+        found.insert(0, f"solved, {stopped}")
+    else:
+        found += [f"accepts: {what}" for what, tried in wrong if not any(map(errors, tried))]
+    return [f"{solution.name}: {fault}" for fault in found]
 
 
 def is_test(cell):
@@ -100,6 +135,13 @@ def test_an_unfilled_sheet_fails_every_test(solution):
     assert unfilled_faults(solution, SHEETS) == []
 
 
+@pytest.mark.timeout(RUN_TIMEOUT_S)
+@pytest.mark.parametrize("path", WRONG_ANSWERS, ids=lambda path: path.stem)
+def test_wrong_answers_fail(path):
+    solution = export.ROOT / export.SOLUTIONS / f"{path.stem}.ipynb"
+    assert solution_faults(solution, read_wrong_answers(path), SHEETS) == []
+
+
 # The two functions above must themselves notice what is wrong; these exercises are made up. ---------------------------
 
 
@@ -137,7 +179,7 @@ def store(tmp_path):
 def test_a_good_exercise_has_no_fault(store, tmp_path):
     solution = store(a_solution("return 2 * n", "assert double(2) == 4", "assert double(-1) == -2"))
     assert unfilled_faults(solution, tmp_path) == []
-    assert solution_faults(solution, tmp_path) == []
+    assert solution_faults(solution, {}, tmp_path) == []
 
 
 def test_a_test_that_passes_unfilled_is_reported(store, tmp_path):
@@ -158,13 +200,22 @@ def test_an_error_before_the_first_gap_is_reported(store, tmp_path):
 
 def test_a_wrong_solution_is_reported(store, tmp_path):
     solution = store(a_solution("return 3 * n", "assert double(0) == 0", "assert double(2) == 4, 'not doubled'"))
-    assert solution_faults(solution, tmp_path) == ["01_made_up.ipynb: cell 4: AssertionError: not doubled"]
+    assert solution_faults(solution, {}, tmp_path) == ["01_made_up.ipynb: cell 4: AssertionError: not doubled"]
+
+
+def test_a_wrong_answer_that_is_accepted_is_reported(store, tmp_path):
+    solution = store(a_solution("return 2 * n", "assert double(2) == 4"))
+    answers = {"double": [("squares", "def double(n):\n    return n * n"), ("adds", "double = lambda n: n + 1")]}
+    assert solution_faults(solution, answers, tmp_path) == ["01_made_up.ipynb: accepts: squares"]
+    assert solution_faults(solution, {"triple": [("x", "pass")]}, tmp_path) == [
+        "01_made_up.ipynb: no cell has the grade id triple"
+    ]
 
 
 def test_a_cell_that_never_ends_is_reported(store, tmp_path):
     solution = store(a_solution("return 2 * n", "while True: pass"))
     assert unfilled_faults(solution, tmp_path, 1) == ["01_made_up.ipynb: unfilled, a cell ran longer than 1 s"]
-    assert solution_faults(solution, tmp_path, 1) == ["01_made_up.ipynb: solved, a cell ran longer than 1 s"]
+    assert solution_faults(solution, {}, tmp_path, 1) == ["01_made_up.ipynb: solved, a cell ran longer than 1 s"]
 
 
 def test_a_kernel_that_dies_is_reported(store, tmp_path):
@@ -175,7 +226,7 @@ def test_a_kernel_that_dies_is_reported(store, tmp_path):
 def test_a_sheet_runs_in_its_folder_and_leaves_no_process(store, tmp_path):
     start = "import subprocess, sys\nchild = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'],"
     note = "start_new_session=True)\nopen('child.txt', 'w').write(str(child.pid))"
-    assert solution_faults(store(a_solution("return 2 * n", f"{start} {note}")), tmp_path) == []
+    assert solution_faults(store(a_solution("return 2 * n", f"{start} {note}")), {}, tmp_path) == []
     pid = int((tmp_path / "child.txt").read_text())
     with contextlib.suppress(psutil.NoSuchProcess):  # a killed child whose parent is gone too may wait to be collected
         assert psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
