@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -229,6 +230,9 @@ def _kernel(client: NotebookClient, folder: Path) -> Iterator[None]:
         client.start_new_kernel_client()
         started.append(psutil.Process(client.km.provisioner.pid))
         yield
+    except KeyboardInterrupt:
+        logging.getLogger("asyncio").disabled = True  # it would complain that the interrupted cell lost its kernel
+        raise
     finally:
         for kernel in started:  # once the kernel is gone, nobody can find its children
             with contextlib.suppress(psutil.NoSuchProcess):
