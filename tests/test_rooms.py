@@ -20,7 +20,7 @@ FLOORS = (  # from the ground up
         "pipelines, what they feed, and how that is judged",
         "accelerators gpu packed packing pipelines measurement runs measure recognition contract",
     ),
-    ("results, drawn and compared", "plots scoreboard watch"),
+    ("results, drawn, compared and chosen from", "plots scoreboard decision watch"),
     ("whole programs", "benchmark service style"),
 )
 FLOOR_OF = {room: floor for floor, (_, rooms) in enumerate(FLOORS) for room in rooms.split()}

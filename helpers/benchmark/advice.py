@@ -6,27 +6,17 @@ Called by the benchmark command. Nothing is measured here; every sentence is ari
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from helpers.benchmark.rates import Limits
+from helpers.decision import ENOUGH, SIMPLEST_FIRST, Project, all_mib, choose, fits_in_memory, pixel_bytes
 from helpers.measurement import Measurement
 
 __all__ = ["Advice", "Packing", "advise"]
 
-# From the fewest things to understand to the most. TF1's queues are history: they are measured, and not recommended.
-SIMPLEST_FIRST = (
-    "load_everything",
-    "generator",
-    "threaded_generator",
-    "tf_data",
-    "keras_sequence",
-    "tf_data_fast",
-    "tf_data_packed",
-)
-_ENOUGH = 0.95  # of what the accelerator takes alone, as MLPerf Storage asks of most models
-_AS_GOOD = 0.95  # of the best rate: then the simpler one is better
-_SHARE_FOR_IMAGES = 0.25  # of the budget: the model, its training and other programs need memory too
+_DECODED_BEFORE = ("load_everything", "tf_data_packed")
 
 
 @dataclass(frozen=True)
@@ -51,29 +41,41 @@ class Advice:
 
 
 def advise(
-    measurements: Iterable[Measurement], limits: Limits, *, all_images: int, free_disk_bytes: float, budget_mib: float
+    measurements: Iterable[Measurement],
+    limits: Limits,
+    *,
+    all_images: int,
+    epochs: int,
+    free_disk_bytes: float,
+    budget_mib: float,
 ) -> Advice:
     """Choose a pipeline for a data set of ``all_images``, a part of which was measured: a row for each pipeline."""
     measured = {one.name: one for one in measurements}
     finished = {name: one for name, one in measured.items() if one.outcome == "finished"}
     packing = _packing(finished, all_images, free_disk_bytes)
-    possible = {name: finished[name] for name in SIMPLEST_FIRST if name in finished}
-    if packing is not None and not packing.fits:
-        del possible["tf_data_packed"]
-    everything = possible.get("load_everything")
-    if everything is not None and _all_mib(everything, all_images) > _SHARE_FOR_IMAGES * budget_mib:
-        del possible["load_everything"]
+    ceilings = [one.training.ceiling_images_per_s for one in finished.values() if one.training.ceiling_images_per_s]
+    project = Project(
+        images=all_images,
+        epochs=epochs,
+        accelerator_images_per_s=statistics.median_low(ceilings) if ceilings else None,
+        memory_mib=budget_mib,
+        disk_bytes=free_disk_bytes,
+        disk_mb_per_s=limits.cold_mb_per_s,
+        file_bytes=limits.mean_bytes,
+    )
+    choice = choose(project, measured.values())
     about_memory = _memory_sentences(measured, all_images, budget_mib)
-    if not possible:
+    if choice.pipeline is None:
         text = "No pipeline can be recommended: none finished within the budget and the disk. See the errors above."
         return Advice(None, "unknown", (text, *about_memory), packing)
-    chosen = _choose(possible)
-    bottleneck, why = _bottleneck(chosen, limits)
+    chosen = finished[choice.pipeline]
+    decoders = [one for name, one in finished.items() if name in SIMPLEST_FIRST and name not in _DECODED_BEFORE]
+    bottleneck, why = _bottleneck(chosen, limits, max([0.0, *(one.alone.images_per_s or 0 for one in decoders)]))
     alone, percent = chosen.alone.images_per_s, chosen.training.utilisation_percent
     busy = "" if percent is None else f", keeps the accelerator busy {percent:.0f} %"
     use = f"Use {chosen.name}: {alone:,.0f} images/s alone{busy}, at most {chosen.memory.peak_mib:,.0f} MiB of memory."
     sentences = [use, why]
-    if chosen is everything and chosen.alone.first_batch_s:
+    if chosen.name == "load_everything" and chosen.alone.first_batch_s:
         wait_s = chosen.alone.first_batch_s * all_images / max(chosen.images_done, 1)
         sentences.append(f"It decodes all {all_images:,} images first: the first batch comes after {wait_s:,.0f} s.")
     if packing is not None:
@@ -86,27 +88,21 @@ def _rate(one: Measurement) -> float:
     return one.training.images_per_s or one.alone.images_per_s or 0.0
 
 
-def _choose(possible: dict[str, Measurement]) -> Measurement:
-    """Return the simplest pipeline that keeps the accelerator busy; if none does, the simplest of the fastest."""
-    best = max(_rate(one) for one in possible.values())
-    as_good = (one for one in possible.values() if _rate(one) >= _AS_GOOD * best)
-    return next(filter(_is_enough, possible.values()), None) or next(as_good)
-
-
 def _is_enough(one: Measurement) -> bool:
     top = one.training.ceiling_images_per_s
-    return bool(top) and (_rate(one) >= _ENOUGH * top or (one.training.utilisation_percent or 0) >= 100 * _ENOUGH)
+    return bool(top) and (_rate(one) >= ENOUGH * top or (one.training.utilisation_percent or 0) >= 100 * ENOUGH)
 
 
-def _bottleneck(one: Measurement, limits: Limits) -> tuple[str, str]:
-    reading, decoding = limits.read_images_per_s, limits.reduced_images_per_s
+def _bottleneck(one: Measurement, limits: Limits, reached_images_per_s: float) -> tuple[str, str]:
+    """Return what limits a pipeline, and why; what a pipeline has reached, the cores can decode."""
+    reading, decoding = limits.read_images_per_s, max(limits.reduced_images_per_s, reached_images_per_s)
     wanted = one.training.ceiling_images_per_s
     takes = f"The accelerator takes {wanted:,.0f} images/s" if wanted else "Without an accelerator beside it"
     rates = f"{takes}, {limits.cores} cores read {reading:,.0f} and decode {decoding:,.0f} images/s"
     if _is_enough(one):
         return "accelerator", f"{rates}: the accelerator is the limit, and no pipeline can give more."
-    if one.name in ("tf_data_packed", "load_everything"):
-        return "pipeline", f"{rates}: nothing is decoded any more, and what is left is copying."
+    if one.name in _DECODED_BEFORE:
+        return "pipeline", f"{rates}: nothing is left to decode, and copying is the limit."
     if "cpu" in (one.training.device or ""):
         return "decoding", f"{rates}, on the same cores: model and decoding take turns."
     cores = math.ceil(wanted * limits.cores / decoding) if wanted else 1
@@ -122,10 +118,9 @@ def _packing(finished: dict[str, Measurement], all_images: int, free_disk_bytes:
     packed = finished.get("tf_data_packed")
     if packed is None or not packed.alone.images_per_s or not packed.alone.first_batch_s:
         return None
-    height, width = packed.image_size
-    size = all_images * height * width * 3
+    size = all_images * pixel_bytes(packed)
     seconds = packed.alone.first_batch_s * all_images / packed.files
-    decoding = [_rate(one) for name, one in finished.items() if name not in ("load_everything", "tf_data_packed")]
+    decoding = [_rate(one) for name, one in finished.items() if name not in _DECODED_BEFORE]
     saved_s = all_images / max(decoding) - all_images / _rate(packed) if decoding and max(decoding) else 0
     pays = seconds / saved_s if saved_s > 0.02 * all_images / _rate(packed) else None
     return Packing(seconds / 60, size / 1e9, size < free_disk_bytes, packed.alone.images_per_s, pays)
@@ -147,18 +142,13 @@ def _packing_sentence(packing: Packing, all_images: int, chosen: str, bottleneck
     return text + f"; it pays after {epochs:,} epoch{'s' if epochs != 1 else ''}."
 
 
-def _all_mib(one: Measurement, all_images: int) -> float:
-    """Return what a pipeline that keeps every image would hold of all of them."""
-    return one.memory.own_mib * all_images / max(one.images_done, 1)
-
-
 def _memory_sentences(measured: dict[str, Measurement], all_images: int, budget_mib: float) -> list[str]:
     sentences = []
     everything = measured.get("load_everything")
     if everything is not None and everything.images_done:
-        mib = _all_mib(everything, all_images)
+        mib = all_mib(everything, all_images)
         size = f"{mib / 1024:,.1f} GiB" if mib >= 1024 else f"{mib:,.0f} MiB"
-        room = "fit into" if mib <= _SHARE_FOR_IMAGES * budget_mib else "do not fit well into"
+        room = "fit into" if fits_in_memory(mib, budget_mib) else "do not fit well into"
         sentences.append(f"Loaded at once, all {all_images:,} images hold {size}; they {room} {budget_mib:,.0f} MiB.")
     for one in measured.values():
         if one.outcome == "out of memory":

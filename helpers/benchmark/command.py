@@ -140,6 +140,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="a small Keras model on this machine, or one that takes RATE images/s and uses no CPU; by default the"
         f" first where there is a GPU, else emulated:{_A100.images_per_s:.0f}, an A100 that trains ResNet-50",
     )
+    add("--epochs", type=_count, default=30, metavar="N", help="of your training, for the advice: packing pays later")
     add("--repeats", type=_count, default=2, metavar="N", help="rounds; the median counts")
     add("--max-images", type=_count, default=2000, metavar="N", help="measure a part; by default 2,000")
     add("--timeout", type=_positive, default=600.0, metavar="S", help="of each run, in seconds")
@@ -232,7 +233,7 @@ def _measured(files: ImageFiles, options: argparse.Namespace, packs: Path) -> Fi
         raise ValueError("no pipeline could be measured; see above")
     measurements = [trial.measurement() for trial in trials if trial.runs]
     room = {"free_disk_bytes": free_bytes(packs), "budget_mib": budget_mib}
-    advice = advise(measurements, limits, all_images=len(files), **room)
+    advice = advise(measurements, limits, all_images=len(files), epochs=options.epochs, **room)
     return Findings(measurements, limits, advice, len(files), budget_mib, stopped)
 
 

@@ -5,6 +5,7 @@ Called by the benchmark command and by `make bench`. Every pipeline that decodes
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import Counter
@@ -21,9 +22,10 @@ from helpers.folders import ImageFiles
 from helpers.images import decode_image, jpeg_size, read_file, reduction
 from helpers.sandbox import run
 
-__all__ = ["Limits", "decode_rate", "decode_reduced", "find_limits"]
+__all__ = ["Limits", "cold_mb_per_s", "decode_rate", "decode_reduced", "find_limits"]
 
 _TIMEOUT_S = 1800.0
+_COLD_FILES = 500
 _KINDS = {b"\xff\xd8": "JPEG", b"\x89PNG": "PNG", b"RIFF": "WebP", b"BM": "BMP", b"GIF8": "GIF"}
 
 
@@ -40,6 +42,7 @@ class Limits:
     decode_images_per_s: float  # read again, all pixels decoded, resized
     reduced_images_per_s: float  # the same, but only what `tf_data_fast` decodes
     cores: int
+    cold_mb_per_s: float | None = None  # 10^6 bytes from the disk, with nothing in memory; see `cold_mb_per_s`
 
 
 def find_limits(files: ImageFiles, image_size: tuple[int, int] = (224, 224)) -> Limits:
@@ -81,6 +84,7 @@ def _look(files: ImageFiles, image_size: tuple[int, int]) -> Limits | str:
     if not sizes:
         return faults[files.paths[0]]
     _, _, reduced_s = _in_threads(_decoding(decode_reduced(image_size), image_size), list(sizes))
+    cold = cold_mb_per_s(list(sizes)[:_COLD_FILES])  # last: from here on, these files are on the disk only
     byte_counts, kinds = zip(*(stored[path] for path in sizes), strict=True)
     return Limits(
         images=len(sizes),
@@ -92,7 +96,23 @@ def _look(files: ImageFiles, image_size: tuple[int, int]) -> Limits | str:
         decode_images_per_s=len(sizes) / decode_s,
         reduced_images_per_s=len(sizes) / reduced_s,
         cores=usable_cores(),
+        cold_mb_per_s=cold,
     )
+
+
+def cold_mb_per_s(paths: Sequence[str]) -> float | None:
+    """Return what the disk gives of files that the system has forgotten, in 10^6 bytes per second.
+
+    None where the system has no call to forget a file (macOS, Windows). A thread for each core reads. A disk with a
+    cache of its own, as a virtual machine's often has, may still be faster than it seems at the first reading.
+    """
+    if not hasattr(os, "posix_fadvise"):
+        return None
+    for path in paths:
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    found, _, seconds = _in_threads(_bytes_and_kind, paths)
+    return sum(size for size, _ in found.values()) / seconds / 1e6
 
 
 def _in_threads(work: Callable, paths: Sequence[str]) -> tuple[dict, dict[str, str], float]:

@@ -45,7 +45,7 @@ def row(name: str, takes: float | None = 500, **changes) -> Measurement:
 def advised(takes: float | None = 500, *, all_images=100_000, disk=1e12, budget_mib=4000.0, **changes) -> Advice:
     rows = [row(name, takes, **changes.get(name, {})) for name in RATES if changes.get(name, {}) is not None]
     limits = changes.get("limits", LIMITS)
-    return advise(rows, limits, all_images=all_images, free_disk_bytes=disk, budget_mib=budget_mib)
+    return advise(rows, limits, all_images=all_images, epochs=30, free_disk_bytes=disk, budget_mib=budget_mib)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,8 @@ def test_pipelines_that_did_not_finish_are_not_recommended():
 
 def test_tf1_queues_are_never_recommended():
     only = [row("tf1_queues")]
-    assert advise(only, LIMITS, all_images=10, free_disk_bytes=1e12, budget_mib=4000).pipeline is None
+    advice = advise(only, LIMITS, all_images=10, epochs=30, free_disk_bytes=1e12, budget_mib=4000)
+    assert advice.pipeline is None
 
 
 def test_on_a_cpu_model_and_decoding_share_the_cores():

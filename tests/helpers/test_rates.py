@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.benchmark.rates import decode_rate, decode_reduced, find_limits
+from helpers.benchmark.rates import cold_mb_per_s, decode_rate, decode_reduced, find_limits
 from helpers.folders import ImageFiles, find_images
 from helpers.images import decode_image
 
@@ -55,3 +55,10 @@ def test_the_reduced_decode_gives_fewer_pixels(files):
     assert decode_image(data, "x").shape == (120, 160, 3)
     assert decode_reduced((60, 80))(data, "x").shape == (60, 80, 3)
     assert decode_rate(decode_image, files, (32, 32)) > 0
+
+
+def test_the_disk_is_measured_with_files_that_memory_has_forgotten(image_folder, monkeypatch):
+    paths = list(find_images(image_folder).paths)
+    assert cold_mb_per_s(paths) > 0
+    monkeypatch.delattr(os, "posix_fadvise")
+    assert cold_mb_per_s(paths) is None
