@@ -157,18 +157,19 @@ class Shared:
         return next(self.iterator)
 
 
-# %% shared: a batch for each thread to read alone, and again
+# %% shared: each thread gets every batch
 class Shared:
     def __init__(self, batches):
-        self.lock, self.iterator = threading.Lock(), iter(batches)
+        self.lock, self.batches, self.next_of = threading.Lock(), batches, threading.local()
 
     def __iter__(self):
-        with self.lock:
-            return iter(list(self.iterator))
+        return self
 
     def __next__(self):
         with self.lock:
-            return next(self.iterator)[0]
+            if not hasattr(self.next_of, "iterator"):
+                self.batches, self.next_of.iterator = itertools.tee(self.batches)
+            return next(self.next_of.iterator)
 
 
 # %% for-fit: keeps a whole epoch
