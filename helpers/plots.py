@@ -165,7 +165,8 @@ def _label_apart(axes: Axes, labels: list[tuple[float, float, str, str]]) -> Non
             up += 3
         taken.append((at_x, at_y + up))
         where = {"textcoords": "offset points", "va": "center", "color": colour, "fontsize": 9}
-        axes.annotate(text, (x, y), (9, up * 72 / _DPI), **where)
+        behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}  # the lines stay out of the text
+        axes.annotate(text, (x, y), (9, up * 72 / _DPI), bbox=behind, **where)
 
 
 def memory_strip(runs: Mapping[str, ChildResult], *, budget_mib: float | None = None) -> Figure:
