@@ -72,7 +72,7 @@ class BrokenFiles(dict):
     def note(self, reasons: dict[str, str]) -> None:
         """Take over what somebody else skipped: reasons by path."""
         if reasons and not self and self._warn:
-            warnings.warn(f"left out: {next(iter(reasons.values()))} (all of them stand in .skipped)", stacklevel=2)
+            warnings.warn(f"left out: {next(iter(reasons.values()))} (`.skipped` lists all of them)", stacklevel=2)
         self.update(reasons)
 
 

@@ -441,7 +441,7 @@ def test_broken_files_are_raised_or_kept(tmp_path):
     with pytest.raises(FileNotFoundError), BrokenFiles("raise").caught("none"):
         read_image("none")
     broken = BrokenFiles("skip")
-    with pytest.warns(UserWarning, match="none.*all of them stand in .skipped") as caught:
+    with pytest.warns(UserWarning, match="none.*`.skipped` lists all of them") as caught:
         for path in ("none", "nothing", str(tmp_path)):
             with broken.caught(path):
                 read_image(path)
