@@ -53,7 +53,7 @@ from helpers.sandbox import ChildError, memory
 
 __all__ = ["main"]
 
-# An A100 takes 400 images in 0.435 s when it trains ResNet-50 in TF32, by MLPerf Storage
+# An A100 takes 400 images in 0.435 s when it trains ResNet-50 in TF32, by MLPerf Storage.
 _A100 = EmulatedAccelerator(400 / 0.435)
 _ROOT = Path(__file__).resolve().parents[2]
 _MADE_BY = "python -m helpers.benchmark"  # so that a file of ours is known when it is to be replaced
