@@ -136,6 +136,19 @@ def test_a_broken_file_is_named(read, paths, kind):
     assert BROKEN[kind] in read[kind]
 
 
+def test_wherever_a_file_with_a_thumbnail_is_cut_off_it_is_not_delivered(paths, tmp_path):
+    whole = with_a_thumbnail(paths["jpeg"].read_bytes())
+    end = whole.index(b"\xff\xd9") + 2  # of the thumbnail
+    cuts = {end - 2, end - 1, end, end + 1, end + 2, end + 500, (end + len(whole)) // 2, len(whole) - 2, len(whole) - 1}
+    broken = {str(cut): tmp_path / f"{cut}.jpg" for cut in cuts}
+    for cut, path in broken.items():
+        path.write_bytes(whole[: int(cut)])
+    found = read_each(broken, 3)
+    assert all(isinstance(error, str) for error in found.values()), found
+    # Cut off just behind its thumbnail, a file ends as a whole one does, and only the decoder sees that it is not.
+    assert {cut for cut, error in found.items() if f"{cut}.jpg" not in error} <= {str(end)}
+
+
 def test_one_channel(paths):
     sound = {kind: paths[kind] for kind in ("jpeg", "grayscale", "png", "bmp", "gray bmp", "webp")}
     for kind, image in read_each(sound, 1).items():
