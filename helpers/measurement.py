@@ -23,9 +23,10 @@ from helpers.folders import ImageFiles
 from helpers.gpu import gpus
 from helpers.sandbox import Outcome, memory
 
-__all__ = ["Measurement", "machine", "median_of", "mib_per_1000_files", "setting", "versions"]
+__all__ = ["Measurement", "keeps_busy", "machine", "median_of", "mib_per_1000_files", "setting", "versions"]
 
 FORMAT = 2  # of a row; 1 was flat
+ENOUGH = 0.95  # of what the accelerator takes alone: then the data are not its limit
 _VERSIONED = ("tensorflow", "keras", "jax", "torch", "numpy", "opencv-python-headless", "opencv-python")
 _Figure = Annotated[float, msgspec.Meta(ge=-(2.0**1023), le=2.0**1023)]  # neither NaN nor infinite
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]  # a float can hold it
@@ -272,6 +273,17 @@ def mib_per_epoch(held_mib: Sequence[float]) -> float:
     """
     third = len(held_mib) // 3
     return (min(held_mib[-third:]) - min(held_mib[-2 * third : -third])) / third
+
+
+def keeps_busy(
+    images_per_s: float | None = None,
+    ceiling_images_per_s: float | None = None,
+    utilisation_percent: float | None = None,
+) -> bool:
+    """Tell whether the data give 95 % of what the accelerator takes, as MLPerf Storage asks of most models."""
+    if images_per_s and ceiling_images_per_s and images_per_s >= ENOUGH * ceiling_images_per_s:
+        return True
+    return (utilisation_percent or 0) >= 100 * ENOUGH
 
 
 # ---- the context -----------------------------------------------------------------------------------------------------

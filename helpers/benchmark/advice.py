@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from helpers.benchmark.rates import Limits
-from helpers.measurement import Measurement
+from helpers.measurement import Measurement, keeps_busy
 
 __all__ = ["Advice", "Packing", "advise"]
 
@@ -24,7 +24,6 @@ SIMPLEST_FIRST = (
     "tf_data_fast",
     "tf_data_packed",
 )
-_ENOUGH = 0.95  # of what the accelerator takes alone, as MLPerf Storage asks of most models
 _AS_GOOD = 0.95  # of the best rate: then the simpler one is better
 _SHARE_FOR_IMAGES = 0.25  # of the budget: the model, its training and other programs need memory too
 
@@ -95,7 +94,7 @@ def _choose(possible: dict[str, Measurement]) -> Measurement:
 
 def _is_enough(one: Measurement) -> bool:
     top = one.training.ceiling_images_per_s
-    return bool(top) and (_rate(one) >= _ENOUGH * top or (one.training.utilisation_percent or 0) >= 100 * _ENOUGH)
+    return bool(top) and keeps_busy(_rate(one), top, one.training.utilisation_percent)
 
 
 def _bottleneck(one: Measurement, limits: Limits) -> tuple[str, str]:
