@@ -102,8 +102,9 @@ class FitReport:
     wait_ms: tuple[float, float, float] | None  # p50, p95, max over steps of what one takes beyond the held median
     source_ms: tuple[float, float, float] | None  # of a generator: p50, p95, max of its own time for a batch
     images_per_s: float | None  # or whatever a batch has along its first axis
-    first_epoch_percent: float | None  # waits in the first epoch, where later ones were measured
-    start_s: float | None  # from the call of `fit` to the first batch, where no whole epoch was measured
+    first_epoch_s: float | None  # the first epoch, which does not count, where whole epochs were measured
+    later_epoch_s: float | None  # and the others
+    start_s: float  # what the beginning of an epoch takes beyond that on batches held; counts where `later_epoch_s` is
     steps: int  # measured on the data
     grown_mib: float  # how memory grows in so many steps, once it has started
     steps_to_full: float | None  # until the memory is full at this growth; None where it does not grow
@@ -127,10 +128,11 @@ class FitReport:
         if self.source_ms:
             times = "{:,.0f} / {:,.0f} / {:,.0f} ms".format(*self.source_ms)
             lines.append(f"  the generator's own time per batch: {times}; {self.taken} batches were taken from it")
-        if self.first_epoch_percent is not None and self.first_epoch_percent > self.waits_percent + 10:
-            lines.append(f"  in the first epoch it waited {self.first_epoch_percent:.0f} %; the later ones are meant")
-        if self.start_s is not None and self.start_s > 5 * self.data_step_ms / 1000:
+        if self.start_s > max(0.5, 5 * self.data_step_ms / 1000) and self.later_epoch_s is None:
             lines.append(f"  before the first batch of an epoch: {self.start_s:.1f} s, not counted above")
+        if self.later_epoch_s is not None and self.first_epoch_s > 2 * self.later_epoch_s + 0.5:
+            first, later = f"took {self.first_epoch_s:.1f} s, compiling included", f"{self.later_epoch_s:.1f} s each"
+            lines.append(f"  the first epoch {first}; the later ones, which alone count above, {later}")
         if self.gpu_busy_percent is not None and self.gpu_busy_held_percent is not None:
             both = f"{self.gpu_busy_percent:.0f} %, on the batches held in memory {self.gpu_busy_held_percent:.0f} %"
             lines.append(f"  GPU busy (NVML): {both}")
@@ -186,22 +188,29 @@ class _Run:
         return whole or len(self.times_s) * self.per_execution
 
     @property
+    def begins_s(self) -> float:
+        """Mean of the first step of the later epochs, Keras' own work between two epochs included."""
+        return statistics.fmean(one[0] for one in self.passes[1:])
+
+    @property
     def mean_s(self) -> float:
         return sum(self.times_s) / max(self.steps, 1)
 
     @property
     def error_s(self) -> float:
-        """The standard error of `mean_s`."""
-        times = self.times_s
-        return statistics.stdev(times) * math.sqrt(len(times)) / self.steps if len(times) > 1 else math.inf
+        """The standard error of `mean_s`; what the beginnings of epochs take is not taken for noise."""
+        first = [one[0] for one in self.passes[1:]]
+        others = [one for some in self.passes[1:] for one in some[1:]] or (self.passes[0][1:-1] if not first else [])
+        groups = [one for one in (first, others) if len(one) > 1]
+        return math.sqrt(sum(len(one) * statistics.variance(one) for one in groups)) / max(self.steps, 1)
 
 
 def _run(model: Any, x: Any, inputs: dict, steps: int, batches: int | None, *, whole: bool = False) -> _Run:
-    """Train for so many steps: whole epochs of so many batches, at least two, or the beginning of one."""
+    """Train for so many steps: whole epochs of so many batches after a first one, or the beginning of one."""
     from helpers.gpu import sampled_gpu
     from helpers.sandbox.memory import TreeReader
 
-    limits = {"epochs": max(2, -(-steps // batches) + 1)} if whole else {"steps_per_epoch": steps, "epochs": 1}
+    limits = {"epochs": max(3, -(-steps // batches) + 1)} if whole else {"steps_per_epoch": steps, "epochs": 1}
     timer = _Timer(TreeReader(os.getpid()))
     with warnings.catch_warnings(), sampled_gpu() as gpu:
         warnings.filterwarnings("ignore", "Your input ran out of data|`shuffle=True` was passed")
@@ -209,7 +218,9 @@ def _run(model: Any, x: Any, inputs: dict, steps: int, batches: int | None, *, w
         model.fit(x, **inputs, **limits, verbose=0, callbacks=[timer])
     passes = [one for one in timer.passes if one]
     per_execution = model.steps_per_execution or 1
-    return _Run(passes, batches if whole else None, timer.held_mib, gpu.get("busy_percent"), per_execution)
+    return _Run(
+        passes, batches if whole and len(passes) > 1 else None, timer.held_mib, gpu.get("busy_percent"), per_execution
+    )
 
 
 def _compare(model: Any, source: Source, held: list[tuple], held_mib: float, steps: int) -> FitReport:
@@ -217,13 +228,13 @@ def _compare(model: Any, source: Source, held: list[tuple], held_mib: float, ste
 
     is_tensorflow = keras.backend.backend() == "tensorflow"
     if is_tensorflow:
-        x, inputs = source.like_it(held)
-        _run(model, x, inputs, len(held), None)
-    batches = source.length
-    whole = batches is not None and batches <= steps
+        x, inputs = source.like_it(held[:2])
+        _run(model, x, inputs, len(held[:2]), None)
+    batches, wanted = source.length, steps + 2 * (model.steps_per_execution or 1)  # the first and the last do not count
+    whole = batches is not None and batches < wanted
 
     def held_run() -> _Run:
-        count = batches if whole else steps // 2 + 2 * (model.steps_per_execution or 1)
+        count = batches if whole else wanted - steps // 2
         data = as_pydataset(held, count)
         if is_tensorflow:
             data = as_dataset(held, count, source.x.element_spec if source.kind == "dataset" else None)
@@ -231,9 +242,9 @@ def _compare(model: Any, source: Source, held: list[tuple], held_mib: float, ste
         return _run(model, data, weights, steps // 2 if whole else count, count, whole=whole)
 
     before = held_run()
-    on_data = _run(model, source.fed, source.inputs, steps, batches, whole=whole)
+    on_data = _run(model, source.fed, source.inputs, steps if whole else wanted, batches, whole=whole)
     source.stop()
-    if not whole and source.kind != "generator" and sum(map(len, on_data.passes)) * on_data.per_execution < steps:
+    if not whole and source.kind != "generator" and sum(map(len, on_data.passes)) * on_data.per_execution < wanted:
         batches, whole = sum(map(len, on_data.passes)) * on_data.per_execution, True  # shorter than it said
         on_data, before = _run(model, source.fed, source.inputs, steps, batches, whole=True), held_run()
     if len(on_data.times_s) < 2:
@@ -264,12 +275,13 @@ def _reported(
     if on_data.per_execution == 1:
         usual_s = statistics.median(before.times_s + after.times_s)
         wait_ms = _three_ms([max(0.0, one - usual_s) for one in on_data.times_s])
-    first_epoch_percent = start_s = None
+    first_epoch_s = later_epoch_s = None
+    start_s = on_data.passes[0][0] - after.passes[0][0]
     if on_data.batches:
-        first_s = sum(on_data.passes[0]) / on_data.batches
-        first_epoch_percent = 100 * max(0.0, 1 - step_s / first_s)
-    else:
-        start_s = max(0.0, on_data.passes[0][0] - after.passes[0][0])
+        first_epoch_s, later_epoch_s = sum(on_data.passes[0]), statistics.fmean(map(sum, on_data.passes[1:]))
+        start_s = on_data.begins_s - after.begins_s
+    start_s = max(0.0, start_s)
+    starts_share = start_s / (on_data.batches * lost_s) if on_data.batches and is_measurable else 0.0
     grown_mib = mib_per_reading(on_data.held_mib) * len(on_data.times_s)
     full = memory.available_mib() * on_data.steps / grown_mib if grown_mib >= _GROWS_MIB else None
     waits_percent = 100 * lost_s / on_data.mean_s if is_measurable else 0.0
@@ -286,7 +298,8 @@ def _reported(
         wait_ms=wait_ms,
         source_ms=_three_ms(took_s) if took_s else None,
         images_per_s=images / on_data.mean_s,
-        first_epoch_percent=first_epoch_percent,
+        first_epoch_s=first_epoch_s,
+        later_epoch_s=later_epoch_s,
         start_s=start_s,
         steps=on_data.steps,
         grown_mib=grown_mib,
@@ -296,7 +309,7 @@ def _reported(
         taken=len(source.took_s) if source.kind == "generator" else None,
         gpu_busy_percent=on_data.gpu_busy_percent,
         gpu_busy_held_percent=after.gpu_busy_percent,
-        advice=_advise(source, waits_percent, full),
+        advice=_advise(source, waits_percent, full, starts_share),
     )
 
 
@@ -318,7 +331,7 @@ _WHEN_IT_GROWS = {
 }
 
 
-def _advise(source: Source, waits_percent: float, steps_to_full: float | None) -> str:
+def _advise(source: Source, waits_percent: float, steps_to_full: float | None, starts_share: float) -> str:
     """Say what to try next; whether the data are fast enough is decided as in `python -m helpers.benchmark`."""
     from helpers.measurement import keeps_busy
 
@@ -330,6 +343,8 @@ def _advise(source: Source, waits_percent: float, steps_to_full: float | None) -
         what = _WHEN_IT_WAITS[source.kind]
         if source.kind == "dataset" and not any("Prefetch" in name for name in _stages(source.x)):
             what = f"the Dataset has no prefetch, which may be all (lesson 05); then {what}"
+        if starts_share > 0.5:
+            what = f"most of it is lost at the beginning of each epoch: make epochs longer by repeat(); else {what}"
         said.append(what)
     return "; ".join(said) or "stop here: the data are not your problem"
 

@@ -6,6 +6,7 @@ Called by `helpers.watch`, which readers import. Keras is imported only by the r
 from __future__ import annotations
 
 import argparse
+import datetime
 import functools
 import importlib.util
 import inspect
@@ -224,7 +225,7 @@ class WatchFit(Callback):
             outcome="finished",
             files=last.images or 0,
             image_size=tuple(shape[1:3]) if is_picture else (0, 0),
-            batch_size=round((last.images or 0) / max(last.steps, 1)),
+            batch_size=round((last.images or 0) / max(last.steps, 1)),  # the mean: Keras does not tell
             batches_done=sum(one.steps for one in self.epochs),
             images_done=sum(filter(None, images)),
             training=measurement.Training(
@@ -237,7 +238,11 @@ class WatchFit(Callback):
                 peak_mib=self.peak_mib, baseline_mib=self._first.held_mib, method=self._first.method
             ),
             growth=measurement.Growth(mib_per_epoch=self.growth_mib if len(self.epochs) > 2 else None),
-            context=measurement.Context(machine=measurement.machine(), versions=measurement.versions()),
+            context=measurement.Context(
+                machine=measurement.machine(),
+                versions=measurement.versions(),
+                date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            ),
         )
         beside = scoreboard.local_path()
         return scoreboard.record(row, beside.with_name(f"{beside.stem}--watch.jsonl"))
