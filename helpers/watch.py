@@ -318,7 +318,7 @@ def _reported(
 _WHEN_IT_WAITS = {
     "generator": "a generator makes one batch at a time: worker processes (lesson 03) or tf.data (lesson 05)",
     "pydataset": "more workers for the PyDataset (lesson 03), then tf.data (lesson 05)",
-    "dataset": "decode less (lesson 06), then decode once (lesson 07)",
+    "dataset": "num_parallel_calls and prefetch (lesson 05); then decode less (lesson 06), or once (lesson 07)",
     "dataloader": "more workers for the DataLoader, then decode less (lesson 06) and once (lesson 07)",
     "arrays": "batches from memory should not take long: feed them by tf.data with prefetch (lesson 05)",
 }
@@ -341,20 +341,10 @@ def _advise(source: Source, waits_percent: float, steps_to_full: float | None, s
         said.append(f"the memory will be full in about {steps_to_full:,.0f} steps; look for {what}")
     if not keeps_busy(utilisation_percent=100 - waits_percent):
         what = _WHEN_IT_WAITS[source.kind]
-        if source.kind == "dataset" and not any("Prefetch" in name for name in _stages(source.x)):
-            what = f"the Dataset has no prefetch, which may be all (lesson 05); then {what}"
         if starts_share > 0.5:
             what = f"most of it is lost at the beginning of each epoch: make epochs longer by repeat(); else {what}"
         said.append(what)
     return "; ".join(said) or "stop here: the data are not your problem"
-
-
-def _stages(dataset: Any) -> list[str]:
-    """Return the names of a Dataset's stages, from the last one; of a TensorFlow that hides them, fewer."""
-    names = [type(dataset).__name__]
-    for one in getattr(dataset, "_inputs", list)():
-        names += _stages(one)
-    return names
 
 
 if __name__ == "__main__":
