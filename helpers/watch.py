@@ -175,12 +175,13 @@ class _Run:
     held_mib: list[float]
     gpu_busy_percent: float | None
     per_execution: int
+    ahead: int = 0  # batches that lay ready before the first step
 
     @property
     def times_s(self) -> list[float]:
-        """What counts: all but the first epoch; of a single one, neither its first nor its last step."""
+        """What counts: all but the first epoch; of a single one, neither its first steps nor its last."""
         later = list(itertools.chain(*self.passes[1:]))
-        return later or self.passes[0][1:-1]
+        return later or self.passes[0][1 + -(-self.ahead // self.per_execution) : -1]
 
     @property
     def steps(self) -> int:
@@ -200,12 +201,14 @@ class _Run:
     def error_s(self) -> float:
         """The standard error of `mean_s`; what the beginnings of epochs take is not taken for noise."""
         first = [one[0] for one in self.passes[1:]]
-        others = [one for some in self.passes[1:] for one in some[1:]] or (self.passes[0][1:-1] if not first else [])
+        others = [one for some in self.passes[1:] for one in some[1:]] or ([] if first else self.times_s)
         groups = [one for one in (first, others) if len(one) > 1]
         return math.sqrt(sum(len(one) * statistics.variance(one) for one in groups)) / max(self.steps, 1)
 
 
-def _run(model: Any, x: Any, inputs: dict, steps: int, batches: int | None, *, whole: bool = False) -> _Run:
+def _run(
+    model: Any, x: Any, inputs: dict, steps: int, batches: int | None, *, whole: bool = False, ahead: int = 0
+) -> _Run:
     """Train for so many steps: whole epochs of so many batches after a first one, or the beginning of one."""
     from helpers.gpu import sampled_gpu
     from helpers.sandbox.memory import TreeReader
@@ -230,11 +233,14 @@ def _compare(model: Any, source: Source, held: list[tuple], held_mib: float, ste
     if is_tensorflow:
         x, inputs = source.like_it(held[:2])
         _run(model, x, inputs, len(held[:2]), None)
-    batches, wanted = source.length, steps + 2 * (model.steps_per_execution or 1)  # the first and the last do not count
+    per_execution = model.steps_per_execution or 1
+    # The first and the last do not count, nor those for which a batch lay ready before the first.
+    batches, ahead = source.length, min(source.ahead, 2 * steps)
+    wanted = steps + (2 + -(-ahead // per_execution)) * per_execution
     whole = batches is not None and batches < wanted
 
     def held_run() -> _Run:
-        count = batches if whole else wanted - steps // 2
+        count = batches if whole else steps // 2 + 2 * per_execution
         data = as_pydataset(held, count)
         if is_tensorflow:
             data = as_dataset(held, count, source.x.element_spec if source.kind == "dataset" else None)
@@ -242,7 +248,7 @@ def _compare(model: Any, source: Source, held: list[tuple], held_mib: float, ste
         return _run(model, data, weights, steps // 2 if whole else count, count, whole=whole)
 
     before = held_run()
-    on_data = _run(model, source.fed, source.inputs, steps if whole else wanted, batches, whole=whole)
+    on_data = _run(model, source.fed, source.inputs, steps if whole else wanted, batches, whole=whole, ahead=ahead)
     source.stop()
     if not whole and source.kind != "generator" and sum(map(len, on_data.passes)) * on_data.per_execution < wanted:
         batches, whole = sum(map(len, on_data.passes)) * on_data.per_execution, True  # shorter than it said

@@ -129,9 +129,10 @@ class WatchFit(Callback):
         seconds, images = self._ended
         self.epochs.append(Epoch(seconds, self._steps, images, min(mib for _, mib in self._samples)))
         growth = self.growth_mib
-        if growth > _LEAK_MIB and self.full_in_epoch is None:
-            full = epoch + 2 + int(self.free_mib / growth)
-            if full <= (self.params.get("epochs") or full):
+        if growth > _LEAK_MIB:
+            full, before = epoch + 2 + int(self.free_mib / growth), self.full_in_epoch
+            self.full_in_epoch = full if full <= (self.params.get("epochs") or full) else None
+            if self.full_in_epoch and (before is None or full < before - 1):
                 self._warn(full, f"epoch {full}: it grows by {growth:,.0f} MiB per epoch")
 
     def on_train_end(self, logs: Any = None) -> None:
@@ -147,10 +148,11 @@ class WatchFit(Callback):
 
     @property
     def growth_mib(self) -> float:
-        """How memory grows per epoch: the least of the last three, so that no single jump counts; 0 until it shows."""
+        """How memory grows per epoch: the mean of the last epochs; 0 unless all of them show it."""
         lowest = [one.lowest_mib for one in self.epochs]
         grown = [after - before for before, after in itertools.pairwise(lowest)]
-        return max(0.0, min(grown[-3:])) if len(grown) >= 2 else 0.0
+        grown = (grown[1:] if len(grown) > 2 else grown)[-5:]  # the first epoch fills buffers
+        return statistics.fmean(grown) if len(grown) > 1 and min(grown) > max(grown) / 4 else 0.0
 
     @property
     def free_mib(self) -> float:

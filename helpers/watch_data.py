@@ -62,6 +62,14 @@ class Source:
                 self.took_s.append(time.perf_counter() - started)
             yield batch
 
+    @property
+    def ahead(self) -> int:
+        """How many batches may lie ready before the first step, because their reader works in other processes."""
+        workers = getattr(self.x, "workers", 0) if self.kind == "pydataset" else getattr(self.x, "num_workers", 0)
+        if not workers or (self.kind == "pydataset" and workers == 1 and not self.x.use_multiprocessing):
+            return 0
+        return workers * (getattr(self.x, "prefetch_factor", 0) or 1) + getattr(self.x, "max_queue_size", 0)
+
     def stop(self) -> None:
         """Take nothing more from a generator: Keras reads ahead in a thread of its own."""
         self._is_over = True

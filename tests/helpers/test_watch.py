@@ -103,15 +103,15 @@ def test_with_prefetch_and_without(keras):
 
     model = keras.Sequential([keras.Input((8,)), Sleeps(), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
-    options = tf.data.Options()
-    options.experimental_optimization.inject_prefetch = False  # TensorFlow puts one at the end by itself
-    without = watch_fit(model, dataset(0.4).with_options(options), steps=6)
-    known = 100 * 400 / (400 + without.step_ms)
-    assert without.waits_percent == pytest.approx(known, abs=5)
-    assert without.times_as_fast == pytest.approx(100 / (100 - known), rel=0.1)
+    without, ahead = watch_fit(model, dataset(0.6), steps=6), watch_fit(model, dataset(0.6).prefetch(2), steps=6)
+    # TensorFlow may put a prefetch at the end by itself: then the step is hidden by the source in both.
+    hidden, in_turn = 100 * (1 - without.step_ms / 600), 100 * 600 / (600 + without.step_ms)
+    assert hidden - 5 < without.waits_percent < in_turn + 5
+    assert ahead.waits_percent == pytest.approx(100 * (1 - ahead.step_ms / 600), abs=5)
+    assert without.times_as_fast == pytest.approx(100 / (100 - without.waits_percent), rel=0.01)
     assert "prefetch (lesson 05)" in without.advice
-    ahead = watch_fit(model, dataset(0.02).prefetch(4), steps=8)
-    assert ahead.waits_percent < 5 and ahead.advice == "stop here: the data are not your problem"
+    quick = watch_fit(model, dataset(0.02).prefetch(4), steps=8)
+    assert quick.waits_percent < 5 and quick.advice == "stop here: the data are not your problem"
 
 
 @pytest.mark.parametrize("settings", [{"steps_per_execution": 4}, {"jit_compile": True}])
@@ -324,10 +324,12 @@ def test_the_end_of_memory_is_foretold_within_two_epochs(model, monkeypatch):
                 seen.setdefault("warned in", epoch + 1)
             if memory.available_mib() <= 0:
                 seen.setdefault("full in", epoch + 1)
+            else:
+                seen["foretold"] = watching.full_in_epoch
 
     with pytest.warns(RuntimeWarning, match=r"memory will be full in .*epoch"):
         model.fit(leaking(), steps_per_epoch=5, epochs=20, verbose=0, callbacks=[watching, Looks(None)])
-    assert seen["warned in"] < seen["full in"] and abs(watching.full_in_epoch - seen["full in"]) <= 2
+    assert seen["warned in"] < seen["full in"] - 2 and abs(seen["foretold"] - seen["full in"]) <= 2
 
 
 def test_within_the_first_epoch_too(model, monkeypatch):
