@@ -138,7 +138,9 @@ def test_the_helpers_need_nothing_of_the_folders_around_them():
     assert not {name: roots for name, roots in found.items() if roots}
 
 
-@pytest.mark.parametrize("module", ["helpers", "helpers.images", "helpers.pipelines", "helpers.pipelines.__main__"])
+@pytest.mark.parametrize(
+    "module", ["helpers", "helpers.images", "helpers.pipelines", "helpers.pipelines.__main__", "helpers.watch"]
+)
 def test_importing_it_imports_nothing_heavy(module):
     code = f"import sys, {module}; print(*sorted({HEAVY!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)

@@ -1,0 +1,5 @@
+import sys
+
+from helpers.watch.callback import main
+
+sys.exit(main())
