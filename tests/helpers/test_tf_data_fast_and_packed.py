@@ -191,6 +191,20 @@ def test_orders_and_crops_come_again_in_another_process_and_with_other_workers(f
     assert sum(one[row] != other[row] for row in range(24)) > 18, "new crops in the next epoch"
 
 
+def test_the_place_of_a_crop_and_its_mirroring_are_drawn_independently():
+    from helpers.pipelines.tf_data_packed import crop_and_flip
+
+    row, out, drawn = np.zeros((64, 64, 3), np.uint8), np.empty((32, 32, 3), np.uint8), []
+    row[..., 0], row[..., 1] = np.mgrid[:64, :64]
+    for key in range(2000):
+        crop_and_flip(row, out, np.random.default_rng(key))
+        (top, left), right = out[0, 0, :2], out[0, -1, 1]
+        drawn.append((int(top), int(min(left, right)), left > right))
+    draws = np.array(drawn).T
+    assert [len(set(part)) for part in draws] == [33, 33, 2]
+    assert np.abs(np.corrcoef(draws)[np.triu_indices(3, 1)]).max() < 0.1
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_one_row_and_a_batch_larger_than_the_list(name, files):
     assert epochs(name, files.take(1))["rows"] == [[0], [0]]
