@@ -59,6 +59,8 @@ _REFERENCE_S = {
     "08_beyond_one_machine": (130, 133),
     "09_style_transfer": (117, 240),
     "10_other_loaders": (13, 15),
+    "in_depth/06_decode_less": (100, 160),
+    "in_depth/07_decode_once": (130, 200),
 }
 _UNKNOWN_S = 120  # a lesson that is not in the list
 
