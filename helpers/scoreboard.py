@@ -40,8 +40,8 @@ LESSONS = {  # the name of a row -> the notebook that makes it
     "keras_sequence": "03_keras_sequence",
     "tf1_queues": "04_tf1_queues",
     "tf_data": "05_tf_data",
-    "tf_data_fast": "06_tf_data_at_full_speed",
-    "tf_data_packed": "06_tf_data_at_full_speed",
+    "tf_data_fast": "06_decode_less",
+    "tf_data_packed": "07_decode_once",
 }
 
 _RESULTS = Path(__file__).resolve().parent.parent / "results"

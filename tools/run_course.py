@@ -45,7 +45,8 @@ CELL_TIMEOUT_S = 1200
 _LAST_ON_THE_ROAD = "07_scoreboard"
 _SMALL = 240  # images
 # Seconds for each lesson on two cores, with _SMALL and with DEFAULT_COURSE_IMAGES images: measured in one run each, but
-# for the larger figures of 03, 04 (their time limits were raised afterwards) and 09, which are estimates.
+# for the larger figures of 03, 04 (their time limits were raised afterwards) and 09, and those of 06 and 07, which are
+# estimates.
 _REFERENCE_S = {
     "00_start_here": (18, 16),
     "01_load_everything": (83, 119),
@@ -53,11 +54,14 @@ _REFERENCE_S = {
     "03_keras_sequence": (129, 150),
     "04_tf1_queues": (104, 150),
     "05_tf_data": (158, 240),
-    "06_tf_data_at_full_speed": (188, 250),
+    "06_decode_less": (70, 100),
+    "07_decode_once": (120, 200),
     "07_scoreboard": (38, 53),
     "08_beyond_one_machine": (130, 133),
     "09_style_transfer": (117, 240),
     "10_other_loaders": (13, 15),
+    "in_depth/06_decode_less": (100, 160),
+    "in_depth/07_decode_once": (130, 200),
 }
 _UNKNOWN_S = 120  # a lesson that is not in the list
 

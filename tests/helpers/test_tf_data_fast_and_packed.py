@@ -1,4 +1,4 @@
-"""What `tf_data_fast` and `tf_data_packed` do beyond the seven promises: sizes, broken files, orders, lent arrays."""
+"""What `tf_data_fast` and `tf_data_packed` do beyond the promises: sizes, broken files, orders, arrays, workers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import gc
 import io
 import json
 import os
-import sys
 import threading
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 from conftest import draw_image
 from PIL import Image
 
+from helpers.files import usable_cores
 from helpers.folders import ImageFiles, course_images
 from helpers.images import jpeg_size, read_image, reduction
 from helpers.pipelines import PIPELINES
@@ -191,81 +191,48 @@ def test_orders_and_crops_come_again_in_another_process_and_with_other_workers(f
     assert sum(one[row] != other[row] for row in range(24)) > 18, "new crops in the next epoch"
 
 
+def test_the_place_of_a_crop_and_its_mirroring_are_drawn_independently():
+    from helpers.pipelines.tf_data_packed import crop_and_flip
+
+    row, out, drawn = np.zeros((64, 64, 3), np.uint8), np.empty((32, 32, 3), np.uint8), []
+    row[..., 0], row[..., 1] = np.mgrid[:64, :64]
+    for key in range(2000):
+        crop_and_flip(row, out, np.random.default_rng(key))
+        (top, left), right = out[0, 0, :2], out[0, -1, 1]
+        drawn.append((int(top), int(min(left, right)), left > right))
+    draws = np.array(drawn).T
+    assert [len(set(part)) for part in draws] == [33, 33, 2]
+    assert np.abs(np.corrcoef(draws)[np.triu_indices(3, 1)]).max() < 0.1
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_one_row_and_a_batch_larger_than_the_list(name, files):
     assert epochs(name, files.take(1))["rows"] == [[0], [0]]
     assert epochs(name, files.take(5), batch_size=100)["length"] == 1
 
 
-# ---- lent arrays -----------------------------------------------------------------------------------------------------
+# ---- the arrays of batches -------------------------------------------------------------------------------------------
 
 
-def lending() -> dict:
+def taken_uncopied() -> list[bool]:
     import tensorflow as tf
 
-    from helpers.pipelines.tf_data_fast import Lender
+    from helpers.pipelines.tf_data_fast import aligned_array
 
-    lender, found = Lender(), {}
-
-    def lent_at(shape):
-        array = lender.lend(shape)
-        return array, array.ctypes.data
-
-    array, address = lent_at((3, 5))
-    found["aligned"] = address % 64
-    found["shape"] = array.shape
-    found["another while it is in use"] = lent_at((3, 5))[1] != address
-    once = [array]
-    one = tf.data.Dataset.range(1).map(lambda _: tf.numpy_function(lambda: once.pop(), [], tf.uint8))
-    tensor = next(iter(one))
-    array[...] = 7
-    found["borrowed, not copied"] = bool(tf.reduce_all(tensor == 7))
-    del array
-    found["another while a tensor uses it"] = lent_at((3, 5))[1] != address
-    part = tensor[:1]
-    del tensor
-    found["again afterwards"] = address in {one[1] for one in [lent_at((3, 5)) for _ in range(3)]}
-    found["smaller ones, too"] = lent_at((2, 2))[1] == address
-    found["kept"] = len(lender._arrays)
-    found["the part"] = int(part.numpy().sum())
+    found = []
+    for shape in ((3, 5), (32, 16, 16, 3), (1,)):
+        array = aligned_array(shape)
+        array[...] = 0
+        assert (array.shape, array.dtype, array.ctypes.data % 64) == (shape, np.uint8, 0)
+        numbers = tf.data.Dataset.range(1)
+        tensor = next(iter(numbers.map(lambda _, array=array: tf.numpy_function(lambda: array, [], tf.uint8))))
+        array[...] = 7
+        found.append(bool(tf.reduce_all(tensor == 7)))
     return found
 
 
-def test_an_array_is_lent_again_only_when_nobody_uses_it():
-    found = lending()
-    kept = found.pop("kept")
-    assert kept <= 4
-    assert found.pop("aligned") == 0
-    assert found.pop("shape") == (3, 5)
-    assert found.pop("the part") == 35
-    assert all(found.values()), found
-
-
-def test_two_threads_never_get_one_array():
-    from helpers.pipelines.tf_data_fast import Lender
-
-    lender, faults = Lender(), []
-
-    def borrow(number):
-        for _ in range(2000):
-            array = lender.lend((64,))
-            array[...] = number
-            if not (array == number).all():
-                faults.append(number)
-            del array
-
-    threads = [threading.Thread(target=borrow, args=(number,)) for number in range(8)]
-    interval_s = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval_s)
-    assert not faults
-    assert len(lender._arrays) <= 16
+def test_an_array_is_aligned_and_tensorflow_takes_it_uncopied():
+    assert taken_uncopied() == [True] * 3
 
 
 def batches_that_are_kept(files: ImageFiles, folder: Path) -> tuple[bool, int]:
@@ -287,6 +254,47 @@ def batches_that_are_kept(files: ImageFiles, folder: Path) -> tuple[bool, int]:
 
 def test_a_batch_that_somebody_keeps_never_changes(files, tmp_path):
     assert batches_that_are_kept(files, tmp_path / "pack") == (True, 60)
+
+
+# ---- workers ---------------------------------------------------------------------------------------------------------
+
+
+def most_at_once(workers: int, count: int) -> tuple[list[int], int]:
+    """Return the rows that arrive, and how many calls waited at the same time, as for slow storage."""
+    import time
+
+    from helpers.pipelines.tf_data_fast import map_rows, rows_of_batches
+
+    waiting, most, lock = 0, 0, threading.Lock()
+
+    def fill(rows, key, images):
+        nonlocal waiting, most
+        with lock:
+            waiting += 1
+            most = max(most, waiting)
+        time.sleep(0.2)
+        with lock:
+            waiting -= 1
+        return rows
+
+    batches = map_rows(rows_of_batches(count, 1, shuffle=False, seed=0), fill, (4, 4, 3), workers)
+    rows = [int(rows[0]) for _, rows in batches]
+    return rows, most
+
+
+def test_more_workers_than_cores_wait_at_the_same_time():
+    workers = 4 * usable_cores()
+    rows, most = most_at_once(workers, 3 * workers)
+    assert rows == list(range(3 * workers))
+    assert usable_cores() < most <= workers
+
+
+def test_a_worker_for_each_core_by_default(files):
+    from helpers.pipelines.tf_data_fast import tf_data_fast
+
+    assert tf_data_fast(files).options().threading.private_threadpool_size is None
+    many = 2 * usable_cores()
+    assert tf_data_fast(files, workers=many).options().threading.private_threadpool_size == many
 
 
 # ---- nothing is left -------------------------------------------------------------------------------------------------
@@ -399,7 +407,7 @@ print(json.dumps(found))
 
 
 def test_keeping_on_a_full_disk_names_the_file_and_starts_again_when_there_is_room(on_a_small_disk):
-    """As lesson 06 says: a cache clears up after itself, a snapshot does not."""
+    """As lesson 07, in depth, says: a cache clears up after itself, a snapshot does not."""
     found = json.loads(on_a_small_disk(KEEP_ON_A_FULL_DISK, 60).splitlines()[-1])
     for name, one in found.items():
         assert "No space left on device" in one["error"], name
