@@ -1,4 +1,4 @@
-# One image for everything: the course in JupyterLab, and the dispatcher, workers and trainer of lesson 08.
+# One image for everything: the course in JupyterLab, and the dispatcher, workers and trainer of lesson 09.
 #
 #     docker build -t feeding-images .
 #     docker run --rm -p 8888:8888 feeding-images        the course; open the address that it prints

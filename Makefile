@@ -1,4 +1,4 @@
-# make course      set everything up, make the images, run lessons 00 to 07, print the scoreboard; ALL=1: all lessons
+# make course      set everything up, make the images, run lessons 00 to 08, print the scoreboard; ALL=1: all lessons
 # make lab         open the lessons in JupyterLab
 # make test        set everything up and test it, the lessons included
 # make test-all    the same with every case of the long tests, which `make test` samples

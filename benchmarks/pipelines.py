@@ -2,7 +2,7 @@
 
 `make bench` runs it; by hand: `python benchmarks/pipelines.py [--rounds 5] [--count 2000]`, on a machine that does
 nothing else, about ten minutes. Rates compare within one run only: each round measures everything once, each in a
-process of its own, and the figures are medians over the rounds. Nothing depends on them. The other loaders (lesson 10)
+process of its own, and the figures are medians over the rounds. Nothing depends on them. The other loaders (lesson 11)
 are those that are installed: Grain always, the rest with requirements-peers.txt.
 """
 
@@ -263,7 +263,7 @@ def _print_utilisation(files: ImageFiles, fast_images_per_s: float) -> None:
 
 
 def _print_style_feeds(files: ImageFiles, rounds: int) -> None:
-    """Lesson 09's feeds as its training would ask for them at full size: batches of 4 at 256×256."""
+    """Lesson 10's feeds as its training would ask for them at full size: batches of 4 at 256×256."""
     feeds = {
         "style_queues, 1 thread": style_queues,
         "style_queues, 4 threads": partial(style_queues, num_threads=4),

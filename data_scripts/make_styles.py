@@ -1,9 +1,9 @@
-"""Make the pictures whose style lesson 09 learns: strokes, mosaic, waves, hatching, each by its own few rules.
+"""Make the pictures whose style lesson 10 learns: strokes, mosaic, waves, hatching, each by its own few rules.
 
     python data_scripts/make_styles.py [--to DIR] [--size PX]
 
 They are drawn from a fixed seed and belong to nobody. A picture is a square PNG, 512 pixels wide unless asked
-otherwise. Called by lesson 09; ``python -m helpers.style`` learns from them or from any other picture.
+otherwise. Called by lesson 10; ``python -m helpers.style`` learns from them or from any other picture.
 """
 
 import signal

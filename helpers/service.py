@@ -1,4 +1,4 @@
-"""Run the two servers of tf.data service, and ask them how they are; lesson 08 shows what for.
+"""Run the two servers of tf.data service, and ask them how they are; lesson 09 shows what for.
 
     python -m helpers.service dispatcher --port 5050 --work-dir DIR
     python -m helpers.service worker --dispatcher HOST:5050 --address HOST:5051 [--tensorflow 2.21.0]

@@ -1,4 +1,4 @@
-"""The manifests and the image of lesson 08: valid, and in agreement with each other and with the commands they run."""
+"""The manifests and the image of lesson 09: valid, and in agreement with each other and with the commands they run."""
 
 import argparse
 import re

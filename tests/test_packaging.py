@@ -17,10 +17,10 @@ OPTIONAL = {  # what is imported only where the reader has it
     "kaggle": "Kaggle's own client, for State Farm",
     "jax": "the accelerator, where Keras runs on it",
     "torch": "the accelerator, where Keras runs on it",
-    "webdataset": "lesson 10",
-    "grain": "lesson 10",
-    "spdl": "lesson 10",
-    "nvidia": "lesson 10: DALI",
+    "webdataset": "lesson 11",
+    "grain": "lesson 11",
+    "spdl": "lesson 11",
+    "nvidia": "lesson 11: DALI",
 }
 
 

@@ -32,7 +32,7 @@ MAX_IGNORED_SHARE = 0.6  # of a lesson's code cells: nbval must have something l
 MAX_CODE_LINES = 30
 MAX_LESSON = {"code cells": 45, "lines of code": 300, "words": 1300}  # of code, what is in sight
 TOO_LONG = {  # to be shortened; what is left out goes to in_depth/
-    "08_beyond_one_machine", "09_style_transfer", "10_other_loaders",
+    "09_beyond_one_machine", "10_style_transfer", "11_other_loaders",
 }  # fmt: skip
 MAX_FIGURE_BYTES = 100_000
 MAX_NOTEBOOK_BYTES = 1_500_000

@@ -42,7 +42,7 @@ NOTEBOOKS = ROOT / "notebooks"
 BUILD = ROOT / "build" / "course"
 CELL_TIMEOUT_S = 1200
 
-_LAST_ON_THE_ROAD = "07_scoreboard"
+_LAST_ON_THE_ROAD = "08_scoreboard"
 _SMALL = 240  # images
 # Seconds for each lesson on two cores, with _SMALL and with DEFAULT_COURSE_IMAGES images: measured in one run each, but
 # for the larger figures of 03, 04 (their time limits were raised afterwards) and 09, and those of 06 and 07, which are
@@ -56,10 +56,10 @@ _REFERENCE_S = {
     "05_tf_data": (158, 240),
     "06_decode_less": (70, 100),
     "07_decode_once": (120, 200),
-    "07_scoreboard": (38, 53),
-    "08_beyond_one_machine": (130, 133),
-    "09_style_transfer": (117, 240),
-    "10_other_loaders": (13, 15),
+    "08_scoreboard": (38, 53),
+    "09_beyond_one_machine": (130, 133),
+    "10_style_transfer": (117, 240),
+    "11_other_loaders": (13, 15),
     "in_depth/06_decode_less": (100, 160),
     "in_depth/07_decode_once": (130, 200),
 }
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stopped by Ctrl-C, SIGTERM or SIGHUP.
     """
     parser = argparse.ArgumentParser(prog="course", description="Run the lessons in order and print the scoreboard.")
-    parser.add_argument("--all", action="store_true", help="run the lessons after 07 and those in in_depth/, too")
+    parser.add_argument("--all", action="store_true", help="run the lessons after 08 and those in in_depth/, too")
     parser.add_argument("--again", action="store_true", help="also run lessons that ran before and have not changed")
     options = parser.parse_args(arguments)
     try:
@@ -139,7 +139,7 @@ def _signals_as_ctrl_c() -> Iterator[None]:
 
 
 def find_lessons(everything: bool = False) -> list[Path]:
-    """Return the notebooks of lessons 00 to 07, or of all lessons, in the course's order.
+    """Return the notebooks of lessons 00 to 08, or of all lessons, in the course's order.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Learn a style, and repaint pictures in it; lesson 09 explains how.
+"""Learn a style, and repaint pictures in it; lesson 10 explains how.
 
     python -m helpers.style train styles/strokes.yaml --images FOLDER --to RUN
     python -m helpers.style stylise RUN picture.jpg --to FOLDER

@@ -1,6 +1,6 @@
-"""Pictures of lesson 09: the one whose style is learned, and those that are written; uint8 RGB (height, width, 3).
+"""Pictures of lesson 10: the one whose style is learned, and those that are written; uint8 RGB (height, width, 3).
 
-Called by `command`, `training`, lesson 09 and `make_styles.py`.
+Called by `command`, `training`, lesson 10 and `make_styles.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The settings of a style's training: a small YAML file, checked before anything is computed.
 
-Called by `command`, `training` and lesson 09. ``styles/`` has the course's own.
+Called by `command`, `training` and lesson 10. ``styles/`` has the course's own.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a trained style network is for: it is loaded, repaints pictures, and is exported.
 
-Called by `command` and by lesson 09.
+Called by `command` and by lesson 10.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Train a style network so that nothing is lost: the same run, whether it was killed in between or not.
 
-Called by `command`, `trained` and lesson 09, whose network, losses and feeding these are. A run is a folder:
+Called by `command`, `trained` and lesson 10, whose network, losses and feeding these are. A run is a folder:
 
     settings.yaml   what it was started with, its features resolved      style.png   the style picture, copied
     images.sha256   of the list of images                               logs/       for TensorBoard

@@ -1,4 +1,4 @@
-"""The other loaders of lesson 10: found where they are installed, and kept to the promises of the course."""
+"""The other loaders of lesson 11: found where they are installed, and kept to the promises of the course."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_shards_hold_the_files_themselves_where_the_list_has_links_or_names_one_
 
 
 @each_loader
-@pytest.mark.slow  # lesson 10 asks the same of each loader, and shows the answer
+@pytest.mark.slow  # lesson 11 asks the same of each loader, and shows the answer
 @pytest.mark.timeout(900)
 def test_the_promises(name):
     report = check_pipeline(HERE[name], course_images(60), tolerance=28)

@@ -1,4 +1,4 @@
-"""Lesson 09: the losses are what they say, a killed training loses nothing, a trained network works elsewhere."""
+"""Lesson 10: the losses are what they say, a killed training loses nothing, a trained network works elsewhere."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def test_lessons_whose_rows_are_gone_run_again_and_the_scoreboard_with_them(root
     store(root, "01_load_everything", row.replace("NAME", "load_everything"), counts.format(1))
     store(root, "05_tf_data", row.replace("NAME", "tf_data"), counts.format(5))
     store(root, "06_reads", counts.format(6))
-    store(root, "07_scoreboard", counts.format(7))
+    store(root, "08_scoreboard", counts.format(7))
     ran = root / "notebooks" / "ran.txt"
     assert course.main([]) == course.main([]) == 0
     assert ran.read_text() == "1 5 6 7 "
@@ -185,12 +185,12 @@ def test_a_lesson_that_failed_is_run_again(root):
 
 
 def test_all_adds_the_later_lessons_and_those_in_depth(root):
-    for name in ("00_first", "07_scoreboard", "08_later"):
+    for name in ("00_first", "08_scoreboard", "09_later"):
         store(root, name, READS)
     store(root, "in_depth/02_rare", "import os; print('in depth' if os.getcwd().endswith('in_depth') else os.getcwd())")
-    assert [path.stem for path in course.find_lessons()] == ["00_first", "07_scoreboard"]
+    assert [path.stem for path in course.find_lessons()] == ["00_first", "08_scoreboard"]
     assert course.main(["--all"]) == 0
-    for name in ("00_first", "07_scoreboard", "08_later"):
+    for name in ("00_first", "08_scoreboard", "09_later"):
         assert outputs(root, name) == ["found\n"]
     assert outputs(root, "in_depth/02_rare") == ["in depth\n"]
 
