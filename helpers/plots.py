@@ -156,17 +156,22 @@ def memory_throughput_map(
 
 
 def _label_apart(axes: Axes, labels: list[tuple[float, float, str, str]]) -> None:
-    """Write a label beside each dot, moved up where two would stand on each other."""
+    """Write a label beside each dot: to its left where another dot is on its right, moved up off another label."""
     taken: list[tuple[float, float]] = []
+    dots = [tuple(axes.transData.transform((x, y))) for x, y, *_ in labels]
     for x, y, text, colour in sorted(labels, key=lambda label: label[1]):
         at_x, at_y = axes.transData.transform((x, y))
+        is_right_free = not any(0 < dot_x - at_x < 8 * len(text) and abs(dot_y - at_y) < 12 for dot_x, dot_y in dots)
+        is_left_free = not any(0 < at_x - dot_x < 8 * len(text) and abs(dot_y - at_y) < 12 for dot_x, dot_y in dots)
+        side = 1 if is_right_free or not is_left_free else -1
         up = 0
         while any(abs(at_y + up - other_y) < 15 and abs(at_x - other_x) < 150 for other_x, other_y in taken):
             up += 3
         taken.append((at_x, at_y + up))
         where = {"textcoords": "offset points", "va": "center", "color": colour, "fontsize": 9}
+        where["ha"] = "left" if side == 1 else "right"
         behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}  # the lines stay out of the text
-        axes.annotate(text, (x, y), (9, up * 72 / _DPI), bbox=behind, **where)
+        axes.annotate(text, (x, y), (9 * side, up * 72 / _DPI), bbox=behind, **where)
 
 
 def memory_strip(runs: Mapping[str, ChildResult], *, budget_mib: float | None = None) -> Figure:
