@@ -1,4 +1,4 @@
-"""Decode and resize each image of a folder once, and keep them as shards; lesson 06 shows what for.
+"""Decode and resize each image of a folder once, and keep them as shards; lesson 07 shows what for.
 
     python data_scripts/pack_images.py FOLDER --to DIR [--size 224] [--kind raw|jpeg] [--on-error raise|skip]
     python data_scripts/pack_images.py FOLDER --to DIR --shard 2/4    one of four processes, on as many machines
