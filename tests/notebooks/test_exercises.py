@@ -136,7 +136,11 @@ def test_an_unfilled_sheet_fails_every_test(solution):
 
 
 @pytest.mark.timeout(RUN_TIMEOUT_S)
-@pytest.mark.parametrize("path", WRONG_ANSWERS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.slow] if path.stem[:2] == "04" else []) for path in WRONG_ANSWERS],
+    ids=lambda path: path.stem,
+)
 def test_wrong_answers_fail(path):
     solution = export.ROOT / export.SOLUTIONS / f"{path.stem}.ipynb"
     assert solution_faults(solution, read_wrong_answers(path), SHEETS) == []
