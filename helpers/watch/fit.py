@@ -101,7 +101,7 @@ class FitReport:
     later_epoch_s: float | None  # and the others
     start_s: float  # what the beginning of an epoch takes beyond that on batches held; counts where `later_epoch_s` is
     steps: int  # measured on the data
-    grown_mib: float  # how memory grows in so many steps, once it has started
+    grown_mib: float  # how memory grows in `steps`, once it has started
     steps_to_full: float | None  # until the memory is full at this growth; None where it does not grow
     held_batches: int
     held_mib: float
@@ -204,7 +204,7 @@ class _Run:
 def _run(
     model: Any, x: Any, inputs: dict, steps: int, batches: int | None, *, whole: bool = False, ahead: int = 0
 ) -> _Run:
-    """Train for so many steps: whole epochs of so many batches after a first one, or the beginning of one."""
+    """Train for `steps`: in whole epochs of `batches` after a first one, or in the beginning of one."""
     from helpers.gpu import sampled_gpu
     from helpers.sandbox.memory import TreeReader
 

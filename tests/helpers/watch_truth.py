@@ -61,7 +61,7 @@ def main():
     }
     print(slow_data, slow_model, sep="\n")
     print(json.dumps(found), flush=True)
-    os._exit(0)  # what Keras still reads ahead is no part of this
+    os._exit(0)  # Keras may still be reading ahead, which does not matter here
 
 
 if __name__ == "__main__":
