@@ -117,7 +117,7 @@ class FitReport:
             took = f"{self.data_step_ms:,.3g} ms a step, {self.spread_ms:,.2g} ms of spread"
             waits = f"waits for data: not measurably ({took})"
         grown = f"memory grew {max(self.grown_mib, 0):,.0f} MiB in {self.steps} steps"
-        lines = [f"{waits}; {grown}; the step itself takes {self.step_ms:,.3g} ms"]
+        lines = [waits, f"  the step itself takes {self.step_ms:,.3g} ms; {grown}"]
         if self.wait_ms and self.is_measurable:
             lines.append("  waited per step, p50 / p95 / max: {:,.0f} / {:,.0f} / {:,.0f} ms".format(*self.wait_ms))
         if self.source_ms:
