@@ -90,7 +90,8 @@ def png_of_size(width: int, height: int) -> bytes:
 
 def truncations() -> Iterator[tuple[str, str, bytes]]:
     """Each kind of file cut off within its magic number, at and inside each segment, and all along its data."""
-    for name, data in (("jpeg", JPEG), ("progressive", PROGRESSIVE)):
+    by_a_camera = with_segment(JPEG, 0xE1, b"Exif\0\0" + encoded("JPEG", PICTURE.resize((32, 24))))
+    for name, data in (("jpeg", JPEG), ("progressive", PROGRESSIVE), ("with a thumbnail", by_a_camera)):
         borders = {end + shift for _, _, end in segments(data) for shift in (-1, 0, 1)}
         along = {round(len(data) * share) for share in np.linspace(0.1, 0.95, 12)}
         for size in sorted({1, 2, 3, 4, len(data) - 2, len(data) - 1} | borders | along):
