@@ -216,7 +216,9 @@ def trained(files):
         layers = [keras.layers.Rescaling(1 / 255), keras.layers.Flatten(), keras.layers.Dense(len(files))]
         model = keras.Sequential(layers)
         model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-        batches = pipeline(files, image_size=SIZE, on_error="skip")
+        # The last batch is whole, too: a Sequence cannot leave out a batch in which no image is sound.
+        size = next(size for size in range(32, 16, -1) if not 0 < len(files) % size < 16)
+        batches = pipeline(files, image_size=SIZE, batch_size=size, on_error="skip")
         endless = name in ("generator", "threaded_generator", "tf1_queues")
         steps = {"steps_per_epoch": len(batches)} if endless else {}
         fed = forever(batches) if endless else batches
