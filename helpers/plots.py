@@ -46,7 +46,7 @@ STYLES = {
     "tf_data": ("#56B4E9", "P"),
     "tf_data_fast": ("#0072B2", "X"),
     "tf_data_packed": ("#009E73", "*"),
-    # Lesson 11's; told apart by their marks rather than by colour.
+    # Lesson 11's: their markers distinguish them better than their colours.
     "torch": ("#7F3C8D", "p"),
     "grain": ("#7A4A1E", "h"),
     "spdl": ("#3D5A80", "<"),
