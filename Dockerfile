@@ -5,7 +5,10 @@
 #     docker compose -f deploy/compose.yaml up           a cluster on this machine
 #
 # All of them run from the repository's lock, so that no two machines of a cluster can have two versions of TensorFlow.
-FROM python:3.11-slim
+#
+# The base image is pinned by the digest of its index, which covers all architectures: python 3.11.16, as it was read
+# from public Dockerfiles that pin the same one. To renew it: docker buildx imagetools inspect python:3.11-slim
+FROM python:3.11-slim@sha256:9c900dea9e8fb7e16277c179b555cc72d29a352dbc33cff48ad5a0412fd5bfc7
 
 ENV PYTHONUNBUFFERED=1 \
     PIP_NO_CACHE_DIR=1 \

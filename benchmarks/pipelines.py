@@ -3,7 +3,7 @@
 `make bench` runs it; by hand: `python benchmarks/pipelines.py [--rounds 5] [--count 2000]`, on a machine that does
 nothing else, about ten minutes. Rates compare within one run only: each round measures everything once, each in a
 process of its own, and the figures are medians over the rounds. Nothing depends on them. The other loaders (lesson 11)
-are those that are installed: Grain always, the rest with requirements-peers.txt.
+are those that are installed: Grain and SPDL always, the rest with requirements-peers.txt.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+from other_loaders import LOADERS
 
 from helpers.accelerators import EmulatedAccelerator
-from helpers.benchmark.other_loaders import installed
 from helpers.benchmark.rates import decode_rate, decode_reduced
 from helpers.files import tolerant_streams
 from helpers.folders import ImageFiles, course_images
 from helpers.images import decode_image
 from helpers.measure import Trial, measure
 from helpers.packed import Packed, hash_of_index
-from helpers.packing import pack
+from helpers.packing import default_packs_in, pack
 from helpers.pipelines import PIPELINES
 from helpers.runs import settled_mib
 from helpers.sandbox import ChildResult, run
-from helpers.style.feeds import style_queues, style_tf_data
+from helpers.slow_store import slow_store
+from helpers.style.feeds import style_tf_data
 
 _SIZE = (224, 224)
 _BATCH_SIZE = 64
@@ -56,10 +57,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-", dir=Path(__file__).resolve().parents[1] / "data") as folder:
         plain = pack(files, Path(folder) / "plain", image_size=_SIZE)
         larger = pack(files, Path(folder) / "larger", image_size=(256, 256))
-        rates, above_mib = _rates(files, plain, larger, options.rounds)
+        with default_packs_in(folder):
+            rates, above_mib = _rates(files, plain, larger, options.rounds)
         _print_rates(rates, above_mib)
         _print_memory(files, plain, Path(folder) / "many")
         _print_utilisation(files, statistics.median(rates["tf_data_fast"]))
+    _print_far(files, options.rounds)
     _print_style_feeds(files.take(min(480, len(files))), options.rounds)
 
 
@@ -81,7 +84,7 @@ def _rates(files: ImageFiles, plain: Packed, larger: Packed, rounds: int) -> tup
         "tf_data_packed": partial(_from_pack, plain),
         "tf_data_packed, crop and flip": partial(_from_pack, larger, augment=True),
     }
-    loaders = installed()
+    loaders = {f"{one.__name__}, {one.work}": one for one in LOADERS if not one.missing()}
     rates: dict[str, list[float]] = {name: [] for name in (*candidates, *pipelines, *loaders)}
     above_mib: dict[str, list[float]] = {}
 
@@ -99,7 +102,7 @@ def _rates(files: ImageFiles, plain: Packed, larger: Packed, rounds: int) -> tup
             # A packed epoch lasts some hundredths of a second: long lists of the same rows make it measurable.
             note(name, run(_drained_beside_tensorflow, pipeline, files, 10 if "packed" in name else 1, timeout=600))
         for name, loader in loaders.items():
-            note(name, run(_drained, loader, files, 1, timeout=600))
+            note(name, run(_drained, loader, files, 10 if loader.work == "packed" else 1, timeout=600))
     return rates, above_mib
 
 
@@ -181,8 +184,8 @@ def _print_rates(rates: dict, above_mib: dict) -> None:
     print()
     _bar("tf_data of the full-decode pool", rates, "tf_data", ["pool, full decode"], 0.88)
     _bar("tf_data_fast of the fastest pool", rates, "tf_data_fast", pools, 0.97)
-    if "grain" in rates:
-        _bar("tf_data_fast of Grain", rates, "tf_data_fast", ["grain"], 1.0)
+    if "grain, reduced" in rates:
+        _bar("tf_data_fast of Grain", rates, "tf_data_fast", ["grain, reduced"], 1.0)
     _bar("tf_data_packed of the full-decode pool", rates, "tf_data_packed", ["pool, full decode"], 25)
     _bar("the same with crop and flip", rates, "tf_data_packed, crop and flip", ["pool, full decode"], 15)
     for name in ("tf_data_fast", "tf_data_packed"):
@@ -262,13 +265,30 @@ def _print_utilisation(files: ImageFiles, fast_images_per_s: float) -> None:
             print(f"{text:42}{found.training.utilisation_percent:10.2f}   beside it")
 
 
+def _print_far(files: ImageFiles, rounds: int) -> None:
+    """Read the images from a store 50 ms away, beside the same store without latency: both work on the same cores."""
+    root = os.path.commonpath([os.path.dirname(path) for path in files.paths])
+    with slow_store(root) as store:
+        paths = [store.address(os.path.relpath(path, root)) for path in files.paths]
+        far = ImageFiles(tuple(paths), files.labels, files.class_names)
+        for name in ("tf_data", "tf_data_fast", "keras_sequence"):
+            pipeline = partial(PIPELINES[name], in_flight=48)  # 700 images/s × 0.05 s, and a third more
+            trials = {latency_ms: Trial(pipeline, far, name=name) for latency_ms in (0, 50)}
+            for _ in range(rounds):
+                for latency_ms, trial in trials.items():
+                    store.set(latency_ms=latency_ms)
+                    trial.run()
+            near, away = (trial.measurement() for trial in trials.values())
+            ratio = away.alone.images_per_s / near.alone.images_per_s
+            _print_bar(f"{name}: 50 ms away / no latency", ratio, 0.9 if name == "tf_data" else 0)
+            here = measure(PIPELINES[name], files, growth=False, repeats=rounds, name=name)
+            more_mib = away.memory.own_mib - here.memory.own_mib
+            _print_bar(f"{name}: MiB more than from the disk", more_mib, 150, at_most=True)
+
+
 def _print_style_feeds(files: ImageFiles, rounds: int) -> None:
     """Lesson 10's feeds as its training would ask for them at full size: batches of 4 at 256×256."""
-    feeds = {
-        "style_queues, 1 thread": style_queues,
-        "style_queues, 4 threads": partial(style_queues, num_threads=4),
-        "style_tf_data": style_tf_data,
-    }
+    feeds = {"style_tf_data, 1 thread": partial(style_tf_data, threads=1), "style_tf_data": style_tf_data}
     trials = [Trial(feed, files, image_size=(256, 256), batch_size=4, name=name) for name, feed in feeds.items()]
     for _ in range(rounds):
         for trial in trials:

@@ -30,6 +30,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from helpers.files import ExitStatus, may_replace, printable, shown_warnings, tolerant_streams
+from helpers.remote import is_address
 
 _MOST_CLASSES = 20
 _MOST_SHOWN = {"error": 10, UNDECIDED: 10, "warning": 3, "note": 1}  # of each kind
@@ -63,7 +64,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 Exit status: 0; 1 where errors were found, or --undo could not move all files back; 2 for what cannot be done, also
 where no errors were found but some files are undecided.""",
     )
-    parser.add_argument("folder", nargs="?", type=Path, help="images, usually one folder of them for each class")
+    parser.add_argument("folder", nargs="?", type=_folder, help="images, usually one folder of them for each class")
     parser.add_argument("--labels", type=Path, metavar="TABLE", help="of classes: CSV, TSV or text")
     parser.add_argument("--label-column", metavar="NAME", help="the table's column of classes")
     parser.add_argument("--json", metavar="FILE", help="all findings; - for standard output")
@@ -88,6 +89,12 @@ where no errors were found but some files are undecided.""",
     if options.quarantine and options.quarantine.resolve().is_relative_to(options.folder.resolve()):
         parser.error("a quarantine inside FOLDER would be found again; give a folder outside it")
     return options
+
+
+def _folder(text: str) -> Path:
+    if is_address(text):
+        raise argparse.ArgumentTypeError(f"{text}: an address; copy the images to this machine, and give that folder")
+    return Path(text)
 
 
 def _count(text: str) -> int:

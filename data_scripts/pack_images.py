@@ -4,7 +4,8 @@
     python data_scripts/pack_images.py FOLDER --to DIR --shard 2/4    one of four processes, on as many machines
     python data_scripts/pack_images.py --verify DIR
 
-FOLDER holds one folder of images for each class, or images and a table of their classes (--labels).
+FOLDER holds one folder of images for each class, or images and a table of their classes (--labels); it may be an
+address, such as s3://bucket/train.
 Raw shards hold pixels, 147 KiB an image at 224×224, about what the original JPEG weighs; a pipeline only
 copies them. JPEG shards are smaller and have to be decoded again. An interrupted
 run goes on where it stood when it is started again with the same arguments. With --shard i/n, n processes that know
@@ -30,6 +31,7 @@ from helpers.folders import find_any_images
 from helpers.packed import Packed
 from helpers.packing import KINDS, ROWS_PER_SHARD, pack
 from helpers.quiet import quiet_tensorflow
+from helpers.remote import folder_or_address
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,8 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", type=Path, help="class folders, a table beside the images, or images")
-    parser.add_argument("--labels", type=Path, metavar="TABLE", help="of classes; found if only one names images")
+    where = {"type": folder_or_address}
+    parser.add_argument("folder", nargs="?", **where, help="class folders, a table beside the images, or images")
+    parser.add_argument("--labels", **where, metavar="TABLE", help="of classes; found if only one names images")
     parser.add_argument("--label-column", metavar="NAME", help="the table's column of classes")
     parser.add_argument("--to", type=Path, metavar="DIR", help="where the shards go; made where it is missing")
     parser.add_argument("--size", type=_size, default=(224, 224), help="pixels: 224, or height x width as 240x320")

@@ -26,11 +26,13 @@ import numpy as np
 import psutil
 
 from helpers.accelerators import name_of
+from helpers.files import printable
 from helpers.folders import ImageFiles
 from helpers.measure import measure
 from helpers.measurement import Measurement, html_table
 from helpers.packing import default_packs_in
 from helpers.recognition import Reference, can_be_recognised
+from helpers.remote import is_address
 from helpers.runs import images_and_labels, loaded, renamed
 from helpers.sandbox import ChildResult, Outcome, run
 
@@ -131,9 +133,11 @@ def check_pipeline(
     Raises
     ------
     ValueError
-        If there are too few different files, or one of them cannot be read.
+        If there are too few different files, one of them cannot be read, or one is an address.
     """
     files = files.take(min(_FILES, len(files)))
+    if far := next(filter(is_address, files.paths), None):
+        raise ValueError(f"{printable(far)}: an address; give files of this machine, of which copies can be damaged")
     reference = Reference(files, _IMAGE_SIZE)
     if (different := len(set(reference.same))) < _FEWEST_FILES:
         raise ValueError(

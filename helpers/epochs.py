@@ -22,6 +22,7 @@ class TakenByKeras:
     """What makes `fit`, `evaluate` and `predict` take a subclass for a `PyDataset`, without an import of Keras."""
 
     workers, use_multiprocessing, max_queue_size, current = 1, False, 1, None
+    fit_thread, was_interrupted = None, False
 
     @property
     def __class__(self) -> type:
@@ -36,17 +37,37 @@ class TakenByKeras:
 
     def __getitem__(self, index: int) -> tuple:
         """Return the next batch: Keras asks for `len(self)` of them in an epoch, and for two before the first."""
+        is_fit = threading.get_ident() == self.fit_thread
+        if is_fit and self.current is not None and not self.was_interrupted and is_tensorflow():
+            self._end_interrupted()
+        if self.was_interrupted and not is_fit:
+            raise RuntimeError("this batch is for a fit that was interrupted")  # nobody sees it
         if self.current is None:
             self.current = self.epoch(self.next_number)
         for batch in self.current:
             return batch
         raise ValueError("fewer batches than expected: of one, none of its images can be read; see .skipped")
 
+    def _end_interrupted(self) -> None:
+        """End the epoch of an interrupted `fit`, which tf.data may still be reading.
+
+        With TensorFlow, only tf.data's threads ask for the batches of an epoch. The thread that calls `fit` asks only
+        for two before the first epoch; if another epoch has not ended by then, its `fit` was interrupted.
+        """
+        interrupted, self.current, self.was_interrupted = self.current, None, True
+        deadline = time.monotonic() + LONGEST_END_S
+        while getattr(interrupted, "gi_running", False) and time.monotonic() < deadline:
+            time.sleep(0.01)
+
     def on_epoch_begin(self) -> None:
-        self.current = iter(self)
+        self.current, self.fit_thread, self.was_interrupted = iter(self), threading.get_ident(), False
 
     def on_epoch_end(self) -> None:
-        self.current = None
+        self.current = self.fit_thread = None
+
+
+def is_tensorflow() -> bool:
+    return "keras" in sys.modules and sys.modules["keras"].backend.backend() == "tensorflow"
 
 
 def _made_again(kind: type, values: dict) -> TakenByKeras:

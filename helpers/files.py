@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from enum import IntEnum
@@ -112,14 +113,37 @@ def locked(path: str | os.PathLike, busy: str, *, wait_s: float = 0.0) -> Iterat
     BlockingIOError
         If another process holds the lock; its text is ``busy``.
     """
-    from filelock import FileLock, Timeout  # slow to import, and every child process of `sandbox` imports this module
+    with open(path, "ab") as file:
+        with contextlib.suppress(OSError):  # it is another user's
+            os.chmod(path, 0o664)
+        end_s = time.monotonic() + wait_s
+        while not _taken(file.fileno()):
+            if time.monotonic() >= end_s:
+                raise BlockingIOError(busy)
+            time.sleep(0.05)
+        try:
+            yield
+        finally:
+            if os.name != "nt":
+                import fcntl
 
+                fcntl.flock(file, fcntl.LOCK_UN)  # a process forked meanwhile still has the file open
+
+
+def _taken(descriptor: int) -> bool:
+    """Take the lock of an open file unless another process has it; closing the file gives it back."""
     try:
-        lock = FileLock(path, mode=0o664).acquire(timeout=wait_s)
-    except Timeout:
-        raise BlockingIOError(busy) from None
-    with lock:
-        yield
+        if os.name == "nt":
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
 
 
 def may_replace(path: str | os.PathLike, mark: bytes) -> bool:

@@ -18,6 +18,7 @@ import numpy as np
 
 from helpers.files import printable
 from helpers.listing import IMAGE_SUFFIXES, NO_REGULAR_FILE, Listing, list_folder
+from helpers.remote import file_sizes, is_address
 from helpers.tables import names_files, read_labels
 
 __all__ = [
@@ -139,8 +140,12 @@ class ImageFiles:
         return self.select(np.arange(count) % len(self))
 
     def bytes_on_disk(self) -> int:
-        """Return the size of all files together, in bytes; a file named twice counts twice."""
-        return sum(os.stat(path).st_size for path in self.paths)
+        """Return the size of all files together, in bytes; a file named twice counts twice.
+
+        What lies behind an address counts, too: the store is asked for the size of each file, one request for each.
+        """
+        far = [path for path in self.paths if is_address(path)]
+        return sum(os.stat(path).st_size for path in self.paths if not is_address(path)) + sum(file_sizes(far))
 
 
 def find_images(folder: str | os.PathLike, *, class_names: Sequence[str] | None = None) -> ImageFiles:
@@ -153,7 +158,7 @@ def find_images(folder: str | os.PathLike, *, class_names: Sequence[str] | None 
     Parameters
     ----------
     folder : path
-        For example ``data/train`` with ``data/train/cat/0001.jpg``.
+        For example ``data/train`` with ``data/train/cat/0001.jpg``; or an address, such as ``s3://bucket/train``.
     class_names : sequence of str, optional
         The classes and their order, where another list has set them:
         ``find_images("data/val", class_names=train.class_names)``.

@@ -6,16 +6,28 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 
 import cv2
 import numpy as np
 
 from helpers.epochs import end_reading_at_exit, reading
 from helpers.files import printable
+from helpers.remote import is_address, read_address
 
-__all__ = ["MAX_PIXELS", "BrokenFiles", "decode_image", "jpeg_size", "read_file", "read_image", "reduction"]
+__all__ = [
+    "MAX_PIXELS",
+    "BrokenFiles",
+    "decode_image",
+    "jpeg_size",
+    "read_ahead",
+    "read_file",
+    "read_image",
+    "reduction",
+]
 
 MAX_PIXELS = 2**29 // 3  # TensorFlow decodes no more in colour, and Pillow calls more a decompression bomb
 MAX_FILE_BYTES = 2**29
@@ -77,7 +89,7 @@ class BrokenFiles(dict):
 
 
 def read_file(path: str) -> bytes:
-    """Return all bytes of a file.
+    """Return all bytes of a file, or of what is behind an address, such as ``s3://bucket/1.jpg``.
 
     Raises
     ------
@@ -86,6 +98,8 @@ def read_file(path: str) -> bytes:
     ValueError
         If it is no regular file: a named pipe would be waited for without end. Or if it has more than `MAX_FILE_BYTES`.
     """
+    if is_address(path):
+        return read_address(os.fsdecode(path))
     with open(path, "rb", opener=lambda path, flags: os.open(path, flags | getattr(os, "O_NONBLOCK", 0))) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -93,6 +107,26 @@ def read_file(path: str) -> bytes:
         if status.st_size > MAX_FILE_BYTES:
             raise _fault(path, f"{status.st_size:,} bytes are too many for one image", "remove it")
         return file.read()
+
+
+@contextmanager
+def read_ahead(paths: Sequence[str], at_once: int) -> Iterator[list[Callable[[], bytes]]]:
+    """Yield a function for each path that returns the file's bytes or raises what `read_file` raised.
+
+    Parameters
+    ----------
+    at_once : int
+        Threads that read, from the first path on, whether or not somebody has asked; with 1, each file is read when it
+        is asked for. All bytes that nobody has taken yet are in memory.
+    """
+    if at_once <= 1:
+        yield [partial(read_file, path) for path in paths]
+        return
+    threads = ThreadPoolExecutor(at_once)  # it starts no more than there are paths
+    try:
+        yield [threads.submit(read_file, path).result for path in paths]
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _fault(path: str, found: str, remedy: str) -> ValueError:

@@ -6,10 +6,12 @@ Every list of images in the course and every check of a folder starts from `list
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 from helpers.files import printable
+from helpers.remote import is_address, list_address
 
 __all__ = ["IMAGE_SUFFIXES", "NO_REGULAR_FILE", "Listing", "list_folder"]
 
@@ -83,6 +85,9 @@ def list_folder(folder: str | os.PathLike) -> Listing:
     followed, but no folder is read twice for one class. Hidden files and folders, and the folders in which
     systems keep deleted files and thumbnails, are left out.
 
+    The folder may be an address that fsspec knows, such as ``s3://bucket/images``, or that of a manifest,
+    ``https://host/images.txt``; see `remote.list_address`. Then every image is known by its ending.
+
     Raises
     ------
     FileNotFoundError
@@ -90,11 +95,13 @@ def list_folder(folder: str | os.PathLike) -> Listing:
     NotADirectoryError
         If it is a file.
     ValueError
-        If it is an address such as ``s3://bucket/images``.
+        If it is an address, and a package is missing that reads such addresses.
     """
     name = os.fspath(folder)
-    if "://" in name:
-        raise ValueError(f"{printable(name)}: an address, no folder here; copy the images to a disk, or mount them")
+    if is_address(name):
+        return _list_address(name)
+    if re.match(r"[a-z][a-z0-9+.-]+:/[^/]", name) and not os.path.exists(name):
+        raise FileNotFoundError(f"{printable(name)}: no such folder; give an address as a str: a Path drops a slash")
     if not os.path.exists(name):
         raise FileNotFoundError(f"{printable(name)}: no such folder{_TO_START_WITH}")
     if not os.path.isdir(name):
@@ -112,6 +119,24 @@ def list_folder(folder: str | os.PathLike) -> Listing:
             listing.links += [path] if os.path.islink(path) else []
             group = listing.images.setdefault(os.path.basename(top), [])
             ahead += reversed(_read(path, listing, group))
+    return listing
+
+
+def _list_address(address: str) -> Listing:
+    is_manifest = address.startswith(("http://", "https://"))
+    folder = address.rpartition("/")[0] if is_manifest else address.rstrip("/")
+    listing = Listing(folder, images={"": []})
+    for path in list_address(address):
+        # An address in a manifest that lies elsewhere has its class in the folder around it.
+        inside = path.removeprefix(f"{folder}/") if path.startswith(f"{folder}/") else "/".join(path.split("/")[-2:])
+        *folders, name = inside.split("/")
+        end = os.path.splitext(name)[1].lower()
+        if any(part.startswith(".") for part in (*folders, name)):
+            listing.left_out["hidden"].append(path)
+        elif end in IMAGE_SUFFIXES:
+            listing.images.setdefault(folders[0] if folders else "", []).append(path)
+        elif name:  # a store may hold an empty object in the place of a folder
+            listing.left_out[end or "without ending"].append(path)
     return listing
 
 

@@ -33,12 +33,12 @@ from helpers.measurement import (
     setting,
     versions,
 )
+from helpers.packing import default_packs_in
 from helpers.runs import Came, drain, renamed, several_epochs, train
 from helpers.sandbox import ChildResult, Outcome, run
 
 __all__ = ["Measurement", "Trial", "machine", "measure", "measure_ceiling", "setting"]
 
-_MAX_TIMELINE = 200
 _GROWTH_EPOCHS, _MORE_EPOCHS = 6, 18
 _MANY_FILES = 1000  # with fewer, thread pools and the allocator are still filling up at the end of an epoch
 _IN_DOUBT_MIB_PER_1000 = 20  # an image of 224 x 224 pixels kept costs 144 MiB per 1,000
@@ -110,7 +110,17 @@ class Trial:
     timeout: float | None = None
 
     def __post_init__(self):
-        _check_what_to_measure(self)
+        if not callable(self.pipeline):
+            kind = type(self.pipeline).__name__
+            raise TypeError(f"the pipeline is a {kind}: give the function that builds it, not its result")
+        if not isinstance(self.files, ImageFiles):
+            raise TypeError(f"files is a {type(self.files).__name__}: find_images(folder) lists a folder's images")
+        if not len(self.files):
+            raise ValueError("no files to measure with: find_images(folder) lists a folder's images")
+        if np.shape(self.image_size) != (2,) or np.min(self.image_size) < 1:
+            raise ValueError(f"image_size is {self.image_size!r}: give (height, width) in pixels")
+        if self.batch_size < 1 or (self.batches is not None and self.batches < 1):
+            raise ValueError(f"batch_size={self.batch_size}, batches={self.batches}: each must be at least 1")
         self.name = self.name or name_of(self.pipeline)
         size = tuple(operator.index(pixels) for pixels in self.image_size)
         self._settings = {"image_size": size, "batch_size": operator.index(self.batch_size)}
@@ -167,15 +177,15 @@ class Trial:
         # A second look may need more memory or time than there is: then the first one holds.
         if is_small and per_1000 > _IN_DOUBT_MIB_PER_1000:
             times = 1 + -(-_MANY_FILES // len(self.files))
-            with tempfile.TemporaryDirectory(prefix="measure-") as folder:
-                if more := self._epochs(renamed(self.files, times, folder), 1, folder):
+            with tempfile.TemporaryDirectory(prefix="measure-") as folder, default_packs_in(folder):
+                if more := self._epochs(renamed(self.files, times, folder), 1):
                     per_1000 = mib_per_1000_files(all_mib, more[0], (times - 1) * len(self.files))
         if is_small and per_epoch > _IN_DOUBT_MIB_PER_EPOCH and (more := self._epochs(quarter, _MORE_EPOCHS)):
             per_epoch = mib_per_epoch(more[1])
         self._growth = Growth(mib_per_1000_files=per_1000, mib_per_epoch=per_epoch)
 
-    def _epochs(self, files: ImageFiles, *arguments: object) -> tuple[float, list[float]] | None:
-        return self._run(several_epochs, files, *arguments).value
+    def _epochs(self, files: ImageFiles, epochs: int) -> tuple[float, list[float]] | None:
+        return self._run(several_epochs, files, epochs).value
 
     def measurement(self) -> Measurement:
         """Return the medians of the runs so far, and their spread."""
@@ -205,22 +215,6 @@ class Trial:
             ),
             **self._settings,
         )
-
-
-def _check_what_to_measure(trial: Trial) -> None:
-    pipeline, files, size = trial.pipeline, trial.files, trial.image_size
-    if not callable(pipeline):
-        raise TypeError(
-            f"the pipeline is a {type(pipeline).__name__}: give the function that builds it, not its result"
-        )
-    if not isinstance(files, ImageFiles):
-        raise TypeError(f"files is a {type(files).__name__}: find_images(folder) lists a folder's images")
-    if not len(files):
-        raise ValueError("no files to measure with: find_images(folder) lists a folder's images")
-    if np.shape(size) != (2,) or np.min(size) < 1:
-        raise ValueError(f"image_size is {size!r}: give (height, width) in pixels")
-    if trial.batch_size < 1 or (trial.batches is not None and trial.batches < 1):
-        raise ValueError(f"batch_size={trial.batch_size}, batches={trial.batches}: each must be at least 1")
 
 
 def _check_that_images_came(result: ChildResult, name: str, file_count: int) -> None:
@@ -267,7 +261,6 @@ def _memory_use(results: list[ChildResult], is_limited: bool) -> MemoryUse:
         peak_file_mib=max(result.peak_file_mib for result in results),
         method=first.method,
         budget_mib=first.budget_mib if is_limited else None,
-        timeline=_thinned(first.timeline),
     )
 
 
@@ -287,10 +280,3 @@ def _training(runs: list[Training], accelerator: object | None, alone: Alone, re
         peak_mib=max((result.peak_mib for result in results), default=None),
         runs_images_per_s=tuple(one.images_per_s for one in runs if one.images_per_s is not None),
     )
-
-
-def _thinned(timeline: list[tuple[float, float, float]]) -> tuple[tuple[float, float], ...]:
-    """Keep at most a few hundred points, the largest of each stretch."""
-    stride = -(-len(timeline) // _MAX_TIMELINE) or 1
-    stretches = (timeline[i : i + stride] for i in range(0, len(timeline), stride))
-    return tuple((round(part[0][0], 3), round(max(point[1] for point in part), 2)) for part in stretches)

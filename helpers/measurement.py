@@ -80,7 +80,6 @@ class MemoryUse(_Record, kw_only=True):
     peak_file_mib: _Figure = 0.0  # mapped files, which the kernel can drop
     method: str  # how it was read
     budget_mib: _Figure | None = None
-    timeline: tuple[tuple[_Figure, _Figure], ...] = ()  # seconds since the process started, MiB held
 
     @property
     def own_mib(self) -> float:

@@ -20,8 +20,9 @@ import numpy as np
 
 from helpers.files import free_bytes, locked, sha256_of, usable_cores, whole_file, write_whole
 from helpers.folders import ImageFiles
-from helpers.images import BrokenFiles, decode_image, read_file
+from helpers.images import BrokenFiles, decode_image, read_ahead, read_file
 from helpers.packed import FORMAT_VERSION, INDEX, LABELS, NAMES, PACKING, Packed, hash_of_index
+from helpers.remote import AT_ONCE, is_address
 
 __all__ = ["default_folder", "default_packs_in", "pack"]
 
@@ -53,7 +54,8 @@ def pack(
     of files that have changed is refused. A file is the same if its size, both its times and its inode are, and
     otherwise if its content is: after a copy, or a change of its mode or only of its time, the next call reads files
     whole, and notes their new times where it may. Names are compared below the folder that all files share, so a pack
-    can be moved with its files. A finished pack may be another user's, or on a read-only disk.
+    can be moved with its files. A finished pack may be another user's, or on a read-only disk. Files behind addresses
+    are read `remote.AT_ONCE` at a time, and taken to be as they were: remove the folder to pack them again.
 
     Parameters
     ----------
@@ -160,6 +162,8 @@ def _digest(files: ImageFiles, describe: Callable[[str], str]) -> str:
 
 
 def _state(path: str) -> str:
+    if is_address(path):
+        return "far away"  # to ask takes as long as to read it
     try:
         status = os.stat(path)
     except OSError:
@@ -255,11 +259,12 @@ def _shard(
         with _rows_to(file, settings["kind"]) as write:
             for start in range(0, len(part), _CHUNK_ROWS):
                 chunk = part.paths[start : start + _CHUNK_ROWS]
-                for place, content in enumerate(pool.map(encode, chunk), start):
-                    if content is None:
-                        skipped.append((place, broken[part.paths[place]]))
-                    else:
-                        write(content, int(part.labels[place]))
+                with read_ahead(chunk, AT_ONCE if any(map(is_address, chunk)) else 1) as reads:
+                    for place, content in enumerate(pool.map(encode, chunk, reads), start):
+                        if content is None:
+                            skipped.append((place, broken[part.paths[place]]))
+                        else:
+                            write(content, int(part.labels[place]))
                 on_progress(len(chunk))
         file.flush()
         size, sha256 = Path(file.name).stat().st_size, sha256_of(file.name)
@@ -270,10 +275,12 @@ def _shard(
     return shard
 
 
-def _encoded(path: str, settings: dict, broken: BrokenFiles, contents: dict[str, str]) -> bytes | np.ndarray | None:
+def _encoded(
+    path: str, read: Callable[[], bytes], settings: dict, broken: BrokenFiles, contents: dict[str, str]
+) -> bytes | np.ndarray | None:
     """Return a row, or None for a broken file that is skipped; note the hash of what was decoded."""
     with broken.caught(path):
-        data = read_file(path)
+        data = read()
         contents[path] = hashlib.sha256(data).hexdigest()
         image = decode_image(data, path, image_size=tuple(settings["image_size"]), channels=settings["channels"])
         if settings["kind"] == "raw":

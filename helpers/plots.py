@@ -52,6 +52,7 @@ STYLES = {
     "spdl": ("#3D5A80", "<"),
     "webdataset": ("#000000", ">"),
     "dali": ("#6B6B6B", "H"),
+    "litdata": ("#A0522D", "d"),
 }
 _OTHER_STYLE = ("#000000", ".")
 _STRIP_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#555555")
@@ -274,9 +275,9 @@ def scoreboard_by_pipeline(
     ----------
     machines : mapping
         A machine's name to its measurements. Of one machine the dots are joined, so that one sees what each lesson
-        changed. Of several, each has its dot, in the order given from top to bottom; a line marks the median, and a
-        machine's number stands beside a dot that is under half or over twice the median. A run that ended early is a
-        cross at its peak.
+        changed. Of several, each has its dot, in the order given from top to bottom; a line marks the median. The two
+        lowest and the highest have their machine's number if they are under half or over twice the median. A run that
+        ended early is a cross at its peak.
     reference : mapping, optional
         Other machines: hollow dots.
     """
@@ -292,11 +293,13 @@ def scoreboard_by_pipeline(
     for axes, (label, value) in zip(panels, figures.items(), strict=True):
         if axes is not panels[1]:
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         middles = [_draw_row(axes, place, name, rows, hollow, value) for place, name in enumerate(names)]
         if len(rows) == 1:
             axes.plot(middles, range(len(names)), color="#BBBBBB", linewidth=1, zorder=1)
-        axes.margins(x=0.12)
+        axes.margins(x=0.16 if len(rows) > 1 else 0.12)  # for numbers beside the outermost dots
+        if axes is not panels[1]:
+            low, high = axes.get_xlim()
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if high < 300 * low else (1,)))
         _plain_numbers(axes.xaxis)
         axes.set_xlabel(label, fontsize=9)
         axes.grid(axis="x", zorder=0)
@@ -304,12 +307,12 @@ def scoreboard_by_pipeline(
         axes.tick_params(axis="y", left=False)
     panels[0].set_yticks(range(len(names)), map(_as_it_is, names))
     panels[0].set_ylim(max(len(names), 1) - 0.4, -0.6)
-    panels[1].set_xlim(-5, 105)
+    panels[1].set_xlim(-22 if len(rows) > 1 else -5, 105)
     where = {"transform": panels[0].get_yaxis_transform(), "va": "center", "ha": "right", "color": _BUDGET_COLOUR}
     for place, (tick, name) in enumerate(zip(panels[0].get_yticklabels(), names, strict=True)):
         tick.set_color(style(name)[0])
         if failed := _failed(name, rows):
-            panels[0].text(1, place, failed, fontsize=7.5, zorder=5, **where)
+            panels[0].text(1, place + 0.43 * (len(rows) > 1), failed, fontsize=7, zorder=5, **where)
     lines = [_as_it_is(title), f"one dot for each of {len(rows)} machines; | their median" if len(rows) > 1 else ""]
     lines += [_as_it_is(f"filled: {', '.join(machines)}; hollow: {', '.join(reference)}") if reference else ""]
     figure.suptitle("\n".join(filter(None, lines)), fontsize=9, x=0.01, ha="left")
@@ -329,12 +332,15 @@ def _draw_row(
     several, middle = len(machines) > 1, float(np.median([value(one) for one in found.values()]))
     size, opacity = (max(3.5, 7 - len(machines) / 8), 0.8) if several else (8, 1)
     note = partial(axes.annotate, textcoords="offset points", zorder=5)
+    order = sorted(found, key=lambda number: value(found[number])) if len(found) > 2 else []
+    ends = {*order[:2], *order[-1:]}
     for number, one in found.items():
         at = (value(one), place + (0.56 * number / (len(machines) - 1) - 0.28 if several else 0))
         mark = marker if one.outcome == "finished" else "x"
         axes.plot(*at, mark, color=colour, markersize=size, alpha=opacity, zorder=3)
-        if len(found) > 2 and not middle / 2 <= at[0] <= 2 * middle:
-            note(str(number + 1), at, (6, 0), va="center", fontsize=8)
+        if number in ends and not middle / 2 <= at[0] <= 2 * middle:
+            aside, end = (-6, "right") if at[0] < middle else (6, "left")
+            note(str(number + 1), at, (aside, 0), va="center", ha=end, fontsize=8)
     if not several:
         note(f"{middle:,.0f}", (middle, place), (0, 6), ha="center", color=colour, fontsize=7.5)
     elif len(found) > 1:

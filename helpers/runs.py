@@ -12,7 +12,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,11 +27,10 @@ from helpers.accelerators import (
 from helpers.folders import ImageFiles
 from helpers.gpu import sampled_gpu
 from helpers.measurement import Alone, Gpu, Training
-from helpers.packing import default_packs_in
 from helpers.pipelines import LazyPipeline
 from helpers.sandbox import memory, report
 
-__all__ = ["drain", "images_and_labels", "loaded", "renamed", "settled_mib", "several_epochs", "train"]
+__all__ = ["cpu_seconds", "drain", "images_and_labels", "loaded", "renamed", "settled_mib", "several_epochs", "train"]
 
 _MAX_STEPS_KEPT = 200
 
@@ -89,7 +87,7 @@ def drain(pipeline: Callable, files: ImageFiles, settings: dict, batches: int | 
     pipeline = loaded(pipeline)
     process = psutil.Process()
     report(came := Came(0, 0, memory.current().held_mib))
-    cpu_before = _cpu_seconds(process)
+    cpu_before = cpu_seconds(process)
     start = time.perf_counter()
     first_images, first_at, dtype = 0, start, None
     held_mib, pause_s = [came.baseline_mib], 0.0
@@ -103,10 +101,10 @@ def drain(pipeline: Callable, files: ImageFiles, settings: dict, batches: int | 
         report(came := Came(came.batches + 1, came.images + len(images), came.baseline_mib))
         if _is_at_end(came.images, len(images), files):
             del batch, images, _labels
-            paused_at, cpu_at = time.perf_counter(), _cpu_seconds(process)
+            paused_at, cpu_at = time.perf_counter(), cpu_seconds(process)
             held_mib.append(settled_mib())
             pause_s += time.perf_counter() - paused_at
-            cpu_before += _cpu_seconds(process) - cpu_at
+            cpu_before += cpu_seconds(process) - cpu_at
     end = time.perf_counter() - pause_s
     rest = came.images - first_images
     alone = Alone(
@@ -114,7 +112,7 @@ def drain(pipeline: Callable, files: ImageFiles, settings: dict, batches: int | 
         images_per_s=rest / (end - first_at) if rest else first_images / (end - start),
         first_batch_s=first_at - start,
         first_epoch_images_per_s=came.images / (end - start),
-        cores_busy=(_cpu_seconds(process) - cpu_before) / (end - start),
+        cores_busy=(cpu_seconds(process) - cpu_before) / (end - start),
     )
     return Drained(came, dtype, alone, max(held_mib) - came.baseline_mib if pause_s else None)
 
@@ -174,28 +172,22 @@ def _is_at_end(images_done: int, batch_size: int, files: ImageFiles) -> bool:
     return images_done > len(files) - batch_size
 
 
-def several_epochs(
-    pipeline: Callable, files: ImageFiles, settings: dict, epochs: int, packs: str | None = None
-) -> tuple[float, list[float]]:
-    """Iterate; return what the first epoch held above the start, as `drain` does, and what is held after each epoch.
-
-    What a pipeline packs goes into the folder `packs`, where one is given.
-    """
+def several_epochs(pipeline: Callable, files: ImageFiles, settings: dict, epochs: int) -> tuple[float, list[float]]:
+    """Iterate; return what the first epoch held above the start, as `drain` does, and what is held after each epoch."""
     pipeline = loaded(pipeline)
     baseline_mib = memory.current().held_mib
     in_first_mib, after_each_mib = [baseline_mib], []
-    with nullcontext() if packs is None else default_packs_in(packs):
-        batches = pipeline(files, **settings)
-        for epoch in range(epochs):
-            images_done = 0
-            for batch in batches:
-                images_done += len(batch[0])
-                if epoch == 0 and images_done == len(batch[0]):
-                    in_first_mib.append(memory.current().held_mib)
-                if epoch == 0 and _is_at_end(images_done, len(batch[0]), files):
-                    del batch
-                    in_first_mib.append(settled_mib())
-            after_each_mib.append(settled_mib())
+    batches = pipeline(files, **settings)
+    for epoch in range(epochs):
+        images_done = 0
+        for batch in batches:
+            images_done += len(batch[0])
+            if epoch == 0 and images_done == len(batch[0]):
+                in_first_mib.append(memory.current().held_mib)
+            if epoch == 0 and _is_at_end(images_done, len(batch[0]), files):
+                del batch
+                in_first_mib.append(settled_mib())
+        after_each_mib.append(settled_mib())
     return max(in_first_mib) - baseline_mib, after_each_mib
 
 
@@ -207,7 +199,7 @@ def settled_mib() -> float:
     return memory.current().held_mib
 
 
-def _cpu_seconds(process: psutil.Process) -> float:
+def cpu_seconds(process: psutil.Process) -> float:
     """Return the CPU time of a process and its children, in seconds; of those that ended, only the waited for."""
     total = sum(process.cpu_times()[:4])  # user, system, and the same of children
     for child in process.children(recursive=True):

@@ -29,20 +29,9 @@ from rich.text import Text
 
 from helpers.files import ExitStatus, locked, may_replace, printable, write_whole
 from helpers.measurement import Machine, Measurement, machine
-from helpers.pipelines import PIPELINES
+from helpers.pipelines import LESSONS, PIPELINES
 
 __all__ = ["LESSONS", "Merged", "fill", "load", "load_reference", "merge", "newest", "record", "table"]
-
-LESSONS = {  # the name of a row -> the notebook that makes it
-    "load_everything": "01_load_everything",
-    "generator": "02_python_generator",
-    "threaded_generator": "02_python_generator",
-    "keras_sequence": "03_keras_sequence",
-    "tf1_queues": "04_tf1_queues",
-    "tf_data": "05_tf_data",
-    "tf_data_fast": "06_decode_less",
-    "tf_data_packed": "07_decode_once",
-}
 
 _RESULTS = Path(__file__).resolve().parent.parent / "results"
 _LOCK_TIMEOUT_S = 20
@@ -266,15 +255,11 @@ def merge(paths: Iterable[str | os.PathLike]) -> Merged:
     for other in trained.keys() - {usual}:
         rows = _counted(trained[other], "row")
         left_out.append(printable(f"busy share of {rows} left out; trained with {other}, not {usual}"))
-    machines = {where: [_with_busy_share(one, usual) for one in rows] for where, rows in machines.items()}
+    for rows in machines.values():
+        for at, one in enumerate(rows):
+            if one.training.accelerator != usual:
+                rows[at] = replace(one, training=replace(one.training, utilisation_percent=None))
     return Merged(machines, setting, (*left_out, *not_compared), tuple(unread))
-
-
-def _with_busy_share(one: Measurement, accelerator: str | None) -> Measurement:
-    """Return the row; without its utilisation where it was trained with another accelerator."""
-    if one.training.accelerator == accelerator:
-        return one
-    return replace(one, training=replace(one.training, utilisation_percent=None))
 
 
 def _read_each_once(paths: Iterable[str | os.PathLike]) -> tuple[dict[Path, list[Measurement]], list[str], list[str]]:

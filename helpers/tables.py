@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helpers.files import printable
+from helpers.remote import is_address, read_address
 
 __all__ = ["names_files", "read_labels"]
 
@@ -96,7 +97,10 @@ def read_labels(
             both = f"{printable(classes[image])} and {printable(label)}"
             found_at = f"{table.name}, line {line}: {printable(row[column])} has several labels ({both})"
             raise ValueError(f"{found_at}; keep one line for each image")
-    _warn_of_missing(table.name, sum(not places for places in found), len(images) - len(classes))
+    if lines := sum(not places for places in found):
+        warnings.warn(f"{table.name}: {lines:,} lines name files that are not there", stacklevel=3)
+    if files := len(images) - len(classes):
+        warnings.warn(f"{table.name}: {files:,} files are in no line; left out", stacklevel=3)
     return classes
 
 
@@ -113,7 +117,8 @@ def names_files(folder: str | os.PathLike, images: Sequence[str], path: str | os
 
 
 def _read(path: str | os.PathLike) -> _Table:
-    data, name = Path(path).read_bytes(), printable(path)
+    data = read_address(path) if is_address(path) else Path(path).read_bytes()
+    name = printable(path)
     encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     text = data.decode(encoding, errors="surrogateescape" if encoding == "utf-8-sig" else "replace")
     stated = re.match(r"sep=(.)\r?\n", text)  # Excel's own first line
@@ -208,13 +213,6 @@ def _file_column(table: _Table, names: _Names, label_column: str | None) -> tupl
 def _score(given: list[str], found: list[set[int]]) -> tuple[bool, int, int]:
     matched = [name for name, places in zip(given, found, strict=True) if places]
     return bool(matched) and len(set(matched)) == len(matched), len(matched), sum("." in name for name in matched)
-
-
-def _warn_of_missing(table: str, lines: int, files: int) -> None:
-    if lines:
-        warnings.warn(f"{table}: {lines:,} lines name files that are not there", stacklevel=4)
-    if files:
-        warnings.warn(f"{table}: {files:,} files are in no line; left out", stacklevel=4)
 
 
 # ---- the column of classes -------------------------------------------------------------------------------------------

@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from msgspec.structs import replace
 from test_accelerators import FAKE_NVML
 
 from helpers.accelerators import EmulatedAccelerator
+from helpers.files import locked
 from helpers.measurement import Measurement
 from helpers.sandbox import Outcome
 from helpers.scoreboard import load
@@ -107,7 +107,7 @@ def test_runs_are_kept_and_not_made_twice(first, with_driver, tmp_path):
     assert none.returncode == 0, none.stderr
     assert len(load(results)) == 1  # what there is stays
     assert not list(tmp_path.rglob("packs-*"))
-    with FileLock(ceilings.parent / ".lock"):
+    with locked(ceilings.parent / ".lock", busy="it is ours"):
         assert "another benchmark is running" in bench(tmp_path, **with_driver).stderr
 
 

@@ -17,10 +17,6 @@ OPTIONAL = {  # what is imported only where the reader has it
     "kaggle": "Kaggle's own client, for State Farm",
     "jax": "the accelerator, where Keras runs on it",
     "torch": "the accelerator, where Keras runs on it",
-    "webdataset": "lesson 11",
-    "grain": "lesson 11",
-    "spdl": "lesson 11",
-    "nvidia": "lesson 11: DALI",
 }
 
 
@@ -32,9 +28,12 @@ def imported_by(path):
             yield node.module.partition(".")[0]
 
 
-def declared():
-    lines = (ROOT / "requirements.in").read_text().splitlines()
-    return {line.split("~")[0].split(";")[0].strip() for line in lines if line and not line.startswith("#")}
+EXTRAS = {"far": "requirements-far.in", "store": "requirements-store.in"}
+
+
+def declared(*names):
+    lines = [line for name in names for line in (ROOT / name).read_text().splitlines()]
+    return {re.split("[~<>;[]", line)[0].strip() for line in lines if line and not line.startswith("#")}
 
 
 def test_everything_imported_is_declared():
@@ -42,7 +41,8 @@ def test_everything_imported_is_declared():
     own = {"helpers", *(path.stem for path in files)}
     names = {name for path in files for name in imported_by(path)} - own - set(sys.stdlib_module_names) - set(OPTIONAL)
     distributions = packages_distributions()
-    undeclared = {name for name in names if not {one.lower() for one in distributions[name]} & declared()}
+    known = declared("requirements.in", *EXTRAS.values())
+    undeclared = {name for name in names if not {one.lower() for one in distributions[name]} & known}
     assert len(names) > 10 and not undeclared
 
 
@@ -50,7 +50,7 @@ def test_everything_imported_is_declared():
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    for name in ("pyproject.toml", "requirements.in", "LICENSE", "helpers"):
+    for name in ("pyproject.toml", "requirements.in", *EXTRAS.values(), "LICENSE", "helpers"):
         command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", name]
         listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
         for file in filter(None, listed.split("\0")):
@@ -66,7 +66,11 @@ def test_the_wheel_imports_and_has_all_its_files(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as file:
         file.extractall(tmp_path)
     info = PathDistribution(next(tmp_path.glob("*.dist-info")))
-    assert {line.split("~")[0].split(";")[0].strip() for line in info.requires} == declared()
+    required = {extra: set() for extra in (None, *EXTRAS)}
+    for line in info.requires:
+        extra = re.search(r"extra == ['\"](\w+)", line)
+        required[extra and extra[1]].add(re.split("[~<>;[]", line)[0].strip())
+    assert required == {None: declared("requirements.in")} | {extra: declared(name) for extra, name in EXTRAS.items()}
     tracked = subprocess.run(["git", "ls-files", "helpers"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     missing = [name for name in tracked if (ROOT / name).exists() and not (tmp_path / name).exists()]
     assert len(tracked) > 20 and not missing
@@ -90,6 +94,9 @@ def test_the_lock_with_hashes_has_the_same_versions():
         return {line.removesuffix(" \\").strip() for line in lines if "==" in line and not line.startswith(" ")}
 
     assert pinned("requirements.lock") == pinned("requirements.txt")
+    locked = {re.split("[=[]", line)[0] for line in pinned("requirements.txt")}
+    wanted = {name.replace("_", "-") for name in declared("requirements.in", *EXTRAS.values())}
+    assert wanted <= locked, "one set-up brings all that the lessons need"
     text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     assert len(re.findall(r"\\\n    --hash=sha256:[0-9a-f]{64}", text)) >= len(pinned("requirements.txt"))
     assert not re.search(r"==\S+( ;[^\\\n]*)?\n", text), "a package without a hash"

@@ -31,13 +31,13 @@ NOTEBOOKS = ROOT / "notebooks"
 MAX_IGNORED_SHARE = 0.6  # of a lesson's code cells: nbval must have something left to compare
 MAX_CODE_LINES = 30
 MAX_LESSON = {"code cells": 45, "lines of code": 300, "words": 1300}  # of code, what is in sight
-TOO_LONG = {  # to be shortened; what is left out goes to in_depth/
-    "09_beyond_one_machine", "10_style_transfer", "11_other_loaders",
-}  # fmt: skip
 MAX_FIGURE_BYTES = 100_000
+MAX_SLIDES, MAX_SLIDE_LINES = 8, 12  # of a lesson; of code on a slide, to be read from the last row
 MAX_NOTEBOOK_BYTES = 1_500_000
 
 IGNORE_TAG = "nbval-ignore-output"
+SLIDE_TAG = "slide"  # tools/make_slides.py
+SYMPTOM = "symptom"  # what one sees, for the index that tools/make_site.py makes: texts, exact where `in backticks`
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 NBVAL_COMMENT = re.compile(r"^\s*#+\s*((?:NBVAL|PYTEST_VALIDATE)_\w+)\s*$", re.MULTILINE)
 MACHINE_PATH = re.compile(
@@ -61,6 +61,7 @@ def check(path: Path, *, fix_metadata: bool = False) -> list[str]:
     tokens = [(number, token) for number, cell in cells if cell.cell_type == "markdown" for token in _tokens(cell)]
     headings = [(number, token.tag) for number, token in tokens if token.type == "heading_open"]
     faults = [*_run_in_order(code), *_outputs(code), *_marks(code), *_verdicts(cells, headings), *_paths(cells)]
+    faults += [*_slides(cells), *_symptoms(cells)]
     faults += _prose(tokens, path.parent)
     ignored, size = sum(IGNORE_TAG in cell.metadata.get("tags", []) for _, cell in code), path.stat().st_size
     if ignored > MAX_IGNORED_SHARE * len(code) and path.resolve().parent.name != "solutions":
@@ -68,7 +69,7 @@ def check(path: Path, *, fix_metadata: bool = False) -> list[str]:
         faults.append((0, f"{found}, more than {MAX_IGNORED_SHARE:.0%}; print what holds on any machine in others"))
     if size > MAX_NOTEBOOK_BYTES:
         faults.append((0, f"has {size:,} bytes, more than {MAX_NOTEBOOK_BYTES:,}; make its figures fewer or smaller"))
-    if path.resolve().parent.name == NOTEBOOKS.name and path.stem not in TOO_LONG:
+    if path.resolve().parent.name == NOTEBOOKS.name:
         faults += [(0, fault) for fault in _size(notebook)]
     ordered = _in_order(notebook)
     if ordered != notebook and fix_metadata:
@@ -109,7 +110,7 @@ def _in_order(notebook: NotebookNode) -> NotebookNode:
     language = {key: value for key, value in notebook.metadata.get("language_info", {}).items() if key != "version"}
     ordered.metadata = {"kernelspec": KERNELSPEC, "language_info": {**language, "name": "python"}}
     for cell in ordered.cells:
-        kept = {key: cell.metadata[key] for key in ("nbgrader", "tags") if cell.metadata.get(key)}
+        kept = {key: cell.metadata[key] for key in ("nbgrader", SYMPTOM, "tags") if cell.metadata.get(key)}
         cell.metadata = kept | ({"jupyter": {"source_hidden": True}} if _is_folded(cell) else {})
     return ordered
 
@@ -174,13 +175,42 @@ def _verdicts(cells: Cells, headings: list[tuple[int, str]]) -> Faults:
             yield number, f"is tagged {IGNORE_TAG} and its section ends without a verdict in an untagged cell"
 
 
+def _texts(cell: NotebookNode) -> list[str]:
+    """Return what a cell says: its source, and what it printed and showed as text."""
+    texts = [cell.source]
+    for out in cell.get("outputs", []):
+        shown = [data for mime, data in out.get("data", {}).items() if not mime.startswith("image/")]
+        texts += [out.get("text", ""), *(data if isinstance(data, str) else json.dumps(data) for data in shown)]
+    return texts
+
+
+def _slides(cells: Cells) -> Faults:
+    slides = [(number, cell) for number, cell in cells if SLIDE_TAG in cell.metadata.get("tags", [])]
+    if len(slides) > MAX_SLIDES:
+        yield 0, f"has {len(slides)} slides, more than {MAX_SLIDES}; take the tag {SLIDE_TAG} from some cells"
+    for number, cell in slides:
+        figure = any(mime.startswith("image/") for out in cell.get("outputs", []) for mime in out.get("data", {}))
+        lines = len(cell.source.splitlines()) if cell.cell_type == "code" else 0
+        if lines > MAX_SLIDE_LINES and not figure and not _is_folded(cell):  # beside a figure no code is shown
+            yield number, f"is a slide with {lines} lines of code, more than {MAX_SLIDE_LINES}; take another cell"
+
+
+def _symptoms(cells: Cells) -> Faults:
+    """Find what the index of symptoms quotes and this notebook does not say; `…` stands for any text."""
+    words = " ".join(" ".join(text for _, cell in cells for text in _texts(cell)).split())
+    for number, cell in cells:
+        symptoms = cell.metadata.get(SYMPTOM, [])
+        if not (isinstance(symptoms, list) and all(isinstance(one, str) and one.strip() for one in symptoms)):
+            yield number, f"has {SYMPTOM} {symptoms!r}; make it a list of texts"
+            continue
+        for quoted in re.findall(r"`(.+?)`", " ".join(symptoms)):
+            if not re.search(".{,300}?".join(map(re.escape, quoted.split("…"))), words):
+                yield number, f"has the symptom {quoted!r}, which this notebook does not say; quote what it says"
+
+
 def _paths(cells: Cells) -> Faults:
     for number, cell in cells:
-        texts = [cell.source]
-        for out in cell.get("outputs", []):
-            shown = [data for mime, data in out.get("data", {}).items() if not mime.startswith("image/")]
-            texts += [out.get("text", ""), *(data if isinstance(data, str) else json.dumps(data) for data in shown)]
-        for found in filter(None, map(MACHINE_PATH.search, texts)):
+        for found in filter(None, map(MACHINE_PATH.search, _texts(cell))):
             yield number, f"names {found[0]!r}, a path of one machine; use a path relative to the course"
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ("requirements", "requirements-dev")
+EXTRAS = ("requirements-far.in", "requirements-store.in")  # a reader gets them, too
 OWN_PACKAGE = "-e .\n"
 
 
 def lock(source: str, target: str, *options: str) -> None:
-    """Resolve one file; uv keeps the versions that it finds in the old lock."""
+    """Resolve one file, with more of them in `options`; uv keeps the versions that it finds in the old lock."""
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal", "--python-version", "3.11"]
     command += ["--custom-compile-command", "make lock", source, "--output-file", target, *options]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
@@ -29,9 +30,10 @@ def main() -> None:
         if path.exists():  # uv refuses it in a file that constrains another
             path.write_text(path.read_text().replace(OWN_PACKAGE, ""))
     try:
-        for name in LOCKS:
-            lock(f"{name}.in", f"{name}.txt")
+        for name, more in zip(LOCKS, (EXTRAS, ()), strict=True):  # requirements-dev.in names them itself
+            lock(f"{name}.in", f"{name}.txt", *more)
         lock("requirements.txt", "requirements.lock", "--generate-hashes", "--no-annotate")
+        lock("requirements-site.in", "requirements-site.txt")  # added to an environment that has the course
     finally:
         for path in paths:
             path.write_text(path.read_text() + OWN_PACKAGE)

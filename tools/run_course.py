@@ -44,27 +44,32 @@ CELL_TIMEOUT_S = 1200
 
 _LAST_ON_THE_ROAD = "08_scoreboard"
 _SMALL = 240  # images
-# Seconds for each lesson on two cores, with _SMALL (up to 08 and in depth an estimate) and with DEFAULT_COURSE_IMAGES
-# images, measured in one run each, but for the larger figure of 10, which is an estimate.
+# Seconds for each lesson on two cores of an AMD EPYC, with _SMALL (an estimate) and with DEFAULT_COURSE_IMAGES images,
+# measured in one run each; 09, and 03 to 10 in depth, on two cores of an Intel Xeon, where 00 to 08 take half of the
+# times here; 10 and 11 are estimates.
 _REFERENCE_S = {
-    "00_start_here": (22, 23),
-    "01_load_everything": (80, 155),
-    "02_python_generator": (120, 180),
-    "03_keras_sequence": (130, 186),
-    "04_tf1_queues": (110, 128),
-    "05_tf_data": (120, 203),
-    "06_decode_less": (40, 76),
-    "07_decode_once": (70, 115),
-    "08_scoreboard": (70, 94),
+    "00_start_here": (22, 53),
+    "01_load_everything": (80, 231),
+    "02_python_generator": (120, 355),
+    "03_keras_sequence": (130, 436),
+    "04_tf1_queues": (110, 250),
+    "05_tf_data": (120, 444),
+    "06_decode_less": (40, 157),
+    "07_decode_once": (70, 277),
+    "08_scoreboard": (70, 209),
     "09_beyond_one_machine": (130, 133),
     "10_style_transfer": (117, 240),
-    "11_other_loaders": (13, 15),
-    "in_depth/02_python_generator": (45, 53),
+    "11_other_loaders": (120, 200),
+    "12_images_far_away": (100, 284),
+    "in_depth/02_python_generator": (45, 135),
     "in_depth/03_keras_sequence": (60, 66),
     "in_depth/04_tf1_queues": (85, 88),
     "in_depth/05_tf_data": (70, 85),
     "in_depth/06_decode_less": (60, 91),
     "in_depth/07_decode_once": (75, 123),
+    "in_depth/09_beyond_one_machine": (100, 100),
+    "in_depth/10_style_transfer": (60, 60),
+    "in_depth/12_images_far_away": (110, 154),
 }
 _UNKNOWN_S = 120  # a lesson that is not in the list
 
@@ -307,6 +312,11 @@ def _course_images() -> int:
     if not wish.isdecimal() or int(wish) < 1:
         raise ValueError(f"COURSE_IMAGES is {wish!r}; give a whole number above zero")
     return int(wish)
+
+
+def reference_seconds(lesson: str) -> float:
+    """Return how long a lesson ran on the reference machine, with 2,000 images."""
+    return _REFERENCE_S[lesson][1]
 
 
 @dataclass

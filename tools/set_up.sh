@@ -2,10 +2,11 @@
 # Make a virtual environment where there is none, and install a lock into it.
 #   sh tools/set_up.sh PYTHON VENV LOCK      PYTHON may be empty: the first of 3.11 to 3.13 that runs is taken
 #   sh tools/set_up.sh PYTHON VENV           only say whether VENV was made with another version of Python
+# Where there is a folder wheels/, as in the archive of `make offline`, requirements.txt is installed from it alone.
 set -eu
 python=$1 venv=$2 lock=${3:-}
 needed_gb=4 # 3 for the environment, 1 while packages are unpacked
-supported='import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
+supported='import sys, venv, ensurepip; sys.exit("%d.%d" % sys.version_info[:2] not in sys.argv[1:])'
 version='import sys; print("%d.%d" % sys.version_info[:2])'
 
 fail() {
@@ -25,14 +26,21 @@ if [ ! -e "$venv" ]; then
     [ "$free_kb" -ge $((needed_gb * 1000000)) ] ||
         fail "The disk of $(pwd) has $((free_kb / 1000)) MB free; the set-up and the course need $needed_gb GB."
 fi
+versions="3.11 3.12 3.13" targets=
+if [ "$lock" = requirements.txt ] && [ -f wheels/targets.txt ]; then # lines of a system and a version of Python
+    versions=$(sed 's/.* //' wheels/targets.txt | sort -u | paste -s -d ' ' -)
+    targets=$(paste -s -d ',' wheels/targets.txt)
+fi
 found=
 if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     if [ -n "$python" ]; then set -- "$python"; else set -- python3.11 python3.12 python3.13 python3; fi
     for candidate; do
-        if "$candidate" -c "$supported" >/dev/null 2>&1; then found=$candidate; break; fi
+        # shellcheck disable=SC2086
+        if "$candidate" -c "$supported" $versions >/dev/null 2>&1; then found=$candidate; break; fi
     done
     [ -n "$found" ] || fail \
-        "No Python 3.11, 3.12 or 3.13 with venv found (tried: $*)." \
+        "No Python with venv found of a version in $versions (tried: $*)." \
+        ${targets:+"The packages in wheels/ are for $targets."} \
         "Install one (Debian, Ubuntu: apt install python3-venv), or name it: make course PYTHON=/path/to/python3.12"
 fi
 
@@ -53,5 +61,14 @@ if [ -n "$found" ]; then
     echo "Making $venv with $("$found" --version)"
     "$found" -m venv "$venv"
 fi
-echo "Installing $lock (the first time: about 700 MB to fetch, 3 GB on disk, one to five minutes)"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$lock"
+set -- -m pip install --quiet --disable-pip-version-check -r "$lock"
+if [ -n "$targets" ]; then
+    echo "Installing $lock from wheels/, without a network (3 GB on disk, one to five minutes)"
+    "$venv/bin/python" "$@" --no-index --find-links wheels || fail \
+        "The packages in wheels/ are for $targets; this is $(uname -sm), $("$venv/bin/python" --version)." \
+        "If that fits, a file is missing or damaged: unpack the archive again, and run make again." \
+        "With a network, remove that folder (rm -r wheels), and run make again."
+else
+    echo "Installing $lock (the first time: up to 800 MB to fetch, 3 GB on disk, one to five minutes)"
+    "$venv/bin/python" "$@"
+fi

@@ -11,12 +11,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from helpers.benchmark.rates import Limits
-from helpers.decision import ENOUGH, SIMPLEST_FIRST, Project, all_mib, choose, fits_in_memory, pixel_bytes
+from helpers.decision import (
+    SIMPLEST_FIRST,
+    TAKE_IN_FLIGHT,
+    Project,
+    all_mib,
+    choose,
+    fits_in_memory,
+    keeps_busy,
+    pixel_bytes,
+)
 from helpers.measurement import Measurement
 
-__all__ = ["Advice", "Packing", "advise"]
+__all__ = ["Advice", "Packing", "advise", "files_in_flight"]
 
 _DECODED_BEFORE = ("load_everything", "tf_data_packed")
+_LATE_MS = 2.0  # a core decodes a photograph in about that time
+_MOST_IN_FLIGHT = 256  # each is a thread, and the bytes of a file
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,21 @@ class Advice:
     bottleneck: str  # accelerator, decoding, reading, unknown, or pipeline where the machine would allow more
     sentences: tuple[str, ...]  # the most important first
     packing: Packing | None  # None where `tf_data_packed` was not measured
+    in_flight: int | None = None  # what to give the pipeline, where it takes that and files come late
+
+
+def files_in_flight(limits: Limits, images_per_s: float = math.inf) -> int | None:
+    """Return how many files must be on their way while the cores decode; None where they come at once.
+
+    Parameters
+    ----------
+    images_per_s : float
+        What the accelerator takes, where that is less than what the cores decode.
+    """
+    if limits.first_byte_ms < _LATE_MS:
+        return None
+    wanted = min(limits.reduced_images_per_s, images_per_s)
+    return min(math.ceil(wanted * limits.first_byte_ms / 1000), _MOST_IN_FLIGHT)
 
 
 def advise(
@@ -62,6 +88,7 @@ def advise(
         disk_bytes=free_disk_bytes,
         disk_mb_per_s=limits.cold_mb_per_s,
         file_bytes=limits.mean_bytes,
+        first_byte_ms=limits.first_byte_ms if limits.first_byte_ms >= _LATE_MS else 0.0,
     )
     choice = choose(project, measured.values())
     about_memory = _memory_sentences(measured, all_images, budget_mib)
@@ -75,22 +102,22 @@ def advise(
     busy = "" if percent is None else f", keeps the accelerator busy {percent:.0f} %"
     use = f"Use {chosen.name}: {alone:,.0f} images/s alone{busy}, at most {chosen.memory.peak_mib:,.0f} MiB of memory."
     sentences = [use, why]
+    number = files_in_flight(limits, chosen.training.ceiling_images_per_s or math.inf)
+    if number is not None:
+        late = f"A file that is not in memory takes {limits.first_byte_ms:,.0f} ms before its first byte comes: give"
+        sentences.append(f"{late} {', '.join(TAKE_IN_FLIGHT)} in_flight={number} (lesson 12).")
     if chosen.name == "load_everything" and chosen.alone.first_batch_s:
         wait_s = chosen.alone.first_batch_s * all_images / max(chosen.images_done, 1)
         sentences.append(f"It decodes all {all_images:,} images first: the first batch comes after {wait_s:,.0f} s.")
     if packing is not None:
         sentences.append(_packing_sentence(packing, all_images, chosen.name, bottleneck))
-    return Advice(chosen.name, bottleneck, (*sentences, *about_memory), packing)
+    in_flight = number if chosen.name in TAKE_IN_FLIGHT else None
+    return Advice(chosen.name, bottleneck, (*sentences, *about_memory), packing, in_flight)
 
 
 def _rate(one: Measurement) -> float:
     """Return images/s while training where that was measured, else of the pipeline alone."""
     return one.training.images_per_s or one.alone.images_per_s or 0.0
-
-
-def _is_enough(one: Measurement) -> bool:
-    top = one.training.ceiling_images_per_s
-    return bool(top) and (_rate(one) >= ENOUGH * top or (one.training.utilisation_percent or 0) >= 100 * ENOUGH)
 
 
 def _bottleneck(one: Measurement, limits: Limits, reached_images_per_s: float) -> tuple[str, str]:
@@ -99,7 +126,7 @@ def _bottleneck(one: Measurement, limits: Limits, reached_images_per_s: float) -
     wanted = one.training.ceiling_images_per_s
     takes = f"The accelerator takes {wanted:,.0f} images/s" if wanted else "Without an accelerator beside it"
     rates = f"{takes}, {limits.cores} cores read {reading:,.0f} and decode {decoding:,.0f} images/s"
-    if _is_enough(one):
+    if wanted and (keeps_busy(_rate(one), wanted) or keeps_busy(one.training.utilisation_percent or 0, 100)):
         return "accelerator", f"{rates}: the accelerator is the limit, and no pipeline can give more."
     if one.name in _DECODED_BEFORE:
         return "pipeline", f"{rates}: nothing is left to decode, and copying is the limit."

@@ -2,9 +2,11 @@
 
     python -m helpers.benchmark FOLDER        your images; without FOLDER the course's own
 
-FOLDER holds one folder of images for each class, or images and a CSV file of their classes, or just images. Each
-pipeline runs in processes of its own, within one memory budget, alone and beside an accelerator. A pipeline that runs
-out of memory is a result, not a failure. The outcome is a table, an HTML page, and advice.
+FOLDER holds one folder of images for each class, or images and a CSV file of their classes, or just images; it may be
+an address, such as s3://bucket/train. Then tf_data, tf_data_fast and keras_sequence get as many files in flight as the
+cores can decode in the time until the first byte comes. Each pipeline runs in processes of its own, within one memory
+budget, alone and beside an accelerator. A pipeline that runs out of memory is a result, not a failure. The outcome is
+a table, an HTML page, and advice.
 
 Exit status: 0; 1 if a pipeline raised, hung or died; 2 for images or arguments that make no sense, or if a result could
 not be written; 130 for Ctrl-C and 143 for SIGTERM, after what was measured until then has been written and shown.
@@ -24,15 +26,17 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from helpers import scoreboard
 from helpers.accelerators import EmulatedAccelerator, KerasAccelerator
-from helpers.benchmark.advice import advise
+from helpers.benchmark.advice import Advice, advise, files_in_flight
 from helpers.benchmark.rates import find_limits
 from helpers.benchmark.report import Findings, html_report
+from helpers.decision import TAKE_IN_FLIGHT
 from helpers.files import (
     ExitStatus,
     free_bytes,
@@ -49,6 +53,7 @@ from helpers.measure import Trial
 from helpers.packing import default_packs_in
 from helpers.pipelines import PIPELINES
 from helpers.plots import scoreboard_by_pipeline
+from helpers.remote import folder_or_address, is_address
 from helpers.sandbox import ChildError, memory
 
 __all__ = ["main"]
@@ -125,8 +130,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m helpers.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add, names = parser.add_argument, ", ".join(PIPELINES)
-    add("folder", nargs="?", type=Path, help="the images; by default the course's own")
-    add("--labels", type=Path, metavar="CSV", help="classes of the images, where no folders give them")
+    add("folder", nargs="?", type=folder_or_address, help="the images; by default the course's own")
+    add("--labels", type=folder_or_address, metavar="CSV", help="classes of the images, where no folders give them")
     add("--label-column", metavar="NAME", help="the column of the classes, where that is not clear")
     add("--pipelines", type=_names, default=tuple(PIPELINES), metavar="A,B", help=f"of {names}")
     add("--batch-size", type=_count, default=32, metavar="N")
@@ -215,12 +220,16 @@ def _measured(files: ImageFiles, options: argparse.Namespace, packs: Path) -> Fi
         _tell(f"broken, left out: {printable(reason if path in reason else f'{path}: {reason}')}")
     broken = dict(limits.broken)
     some = some.select([place for place, path in enumerate(some.paths) if path not in broken])
+    pipelines = {name: PIPELINES[name] for name in options.pipelines}
+    in_flight = files_in_flight(limits) if any(map(is_address, some.paths)) else None
+    for name in set(pipelines) & set(TAKE_IN_FLIGHT) if in_flight else ():
+        pipelines[name] = partial(PIPELINES[name], in_flight=in_flight)
     trials = [
         Trial(
-            PIPELINES[name], some, accelerator=options.accelerator, memory_budget=budget_mib, name=name,
+            pipeline, some, accelerator=options.accelerator, memory_budget=budget_mib, name=name,
             image_size=options.image_size, batch_size=options.batch_size, timeout=options.timeout,
         )
-        for name in options.pipelines
+        for name, pipeline in pipelines.items()
     ]  # fmt: skip
     stopped = 0
     try:
@@ -308,8 +317,8 @@ def _keep(found: Findings, options: argparse.Namespace, call: str) -> bool:
 
     def write_page() -> None:
         page.parent.mkdir(parents=True, exist_ok=True)
-        name = options.folder.resolve().name if options.folder else "the course's images"
-        html = html_report(found, name=name, code=_code(found.advice.pipeline, call, options))
+        name = Path(options.folder).resolve().name if options.folder else "the course's images"
+        html = html_report(found, name=name, code=_code(found.advice, call, options))
         write_whole(page, html.encode(errors="backslashreplace"))
 
     writers = {rows: write_rows, page: write_page}
@@ -362,23 +371,24 @@ def _rows_path(options: argparse.Namespace) -> Path:
     accelerator = options.accelerator.label if options.accelerator else "no accelerator"
     budget = f"budget {options.memory_budget:g}" if options.memory_budget else ""
     setting = f"{height}x{width} batch {options.batch_size} {options.max_images} images {budget} {accelerator}"
-    folder = options.folder and options.folder.resolve()
+    folder = options.folder and Path(options.folder).resolve()
     if folder is None and setting == f"224x224 batch 32 2000 images  {_A100.label}":
         return local
     words = " ".join(("course",) if folder is None else folder.parts[-2:])
     slug = re.sub(r"[^a-z0-9]+", "-", printable(f"{words} {setting}").lower()).strip("-")[:120]
     if folder is not None:  # two folders may have one name, or a name without a Latin letter
-        slug += f"-{zlib.crc32(os.fsencode(folder)):08x}"
+        slug += f"-{zlib.crc32(os.fsencode(options.folder if is_address(options.folder) else folder)):08x}"
     return local.with_name(f"{local.stem}--{slug}.jsonl")
 
 
-def _code(pipeline: str | None, call: str, options: argparse.Namespace) -> str:
-    if pipeline is None:
+def _code(advice: Advice, call: str, options: argparse.Namespace) -> str:
+    if advice.pipeline is None:
         return ""
+    more = f", in_flight={advice.in_flight}" if advice.in_flight else ""
     return (
         f"from helpers.folders import {call.partition('(')[0]}\n"
         f"from helpers.pipelines import PIPELINES\n\n"
         f"files = {call}\n"
-        f'batches = PIPELINES["{pipeline}"](\n'
-        f"    files, image_size={options.image_size}, batch_size={options.batch_size}\n)"
+        f'batches = PIPELINES["{advice.pipeline}"](\n'
+        f"    files, image_size={options.image_size}, batch_size={options.batch_size}{more}\n)"
     )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 from helpers.folders import ImageFiles
 
-__all__ = ["PIPELINES"]
+__all__ = ["LESSONS", "PIPELINES"]
 
 
 class LazyPipeline:
@@ -39,15 +39,15 @@ class LazyPipeline:
         return f"<pipeline {self.__name__}>"
 
 
-_NAMES = (
-    "load_everything",
-    "generator",
-    "threaded_generator",
-    "keras_sequence",
-    "tf1_queues",
-    "tf_data",
-    "tf_data_fast",
-    "tf_data_packed",
-)
+LESSONS = {  # each pipeline, and the notebook that makes it
+    "load_everything": "01_load_everything",
+    "generator": "02_python_generator",
+    "threaded_generator": "02_python_generator",
+    "keras_sequence": "03_keras_sequence",
+    "tf1_queues": "04_tf1_queues",
+    "tf_data": "05_tf_data",
+    "tf_data_fast": "06_decode_less",
+    "tf_data_packed": "07_decode_once",
+}
 
-PIPELINES = {name: LazyPipeline(name) for name in _NAMES}
+PIPELINES = {name: LazyPipeline(name) for name in LESSONS}

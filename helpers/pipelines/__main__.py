@@ -25,7 +25,6 @@ from helpers.pipelines import PIPELINES
 __all__ = ["TakeHomeError", "take_home"]
 
 MAX_WIDTH = 120
-STAND_INS = {("helpers.files", "locked"): ("helpers.plain_lock", "locked")}  # which needs no filelock
 REWRITTEN = {  # what holds in the course's folder only
     "helpers.listing": ("{_TO_START_WITH}", ""),
     "helpers.packing": ("Path(__file__).resolve().parent.parent /", "Path(__file__).resolve().parent /"),
@@ -114,7 +113,6 @@ def _reach(roots: list[tuple[str, str]]) -> tuple[set[_Definition], set[_Import]
     reached, imports, needs = set(), set(), {roots[-1][0]: []}
 
     def take(user: str, module: str, name: str) -> None:
-        module, name = STAND_INS.get((module, name), (module, name))
         defined, imported = _module(module)
         needs.setdefault(module, [])
         if user != module:

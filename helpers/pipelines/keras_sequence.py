@@ -35,24 +35,25 @@ import cv2
 import keras
 import numpy as np
 
-from helpers.images import BrokenFiles, read_image
+from helpers.images import BrokenFiles, decode_image, read_ahead
 
 
 # %% ../../notebooks/in_depth/03_keras_sequence.ipynb #export-read
-def read_batch(paths, keys, image_size, channels, augment, on_error):
+def read_batch(paths, keys, image_size, channels, augment, on_error, at_once=1):
     """Read images into one uint8 array; all chance comes from a key (seed, epoch, row).
 
     Returns the images, which places of `paths` they come from, and why the others were skipped.
     """
-    broken, kept = BrokenFiles(on_error, warn=False), []
+    broken, kept, how = BrokenFiles(on_error, warn=False), [], {"channels": channels}
     images = np.empty((len(paths), *image_size, channels), np.uint8)
-    for place, (path, key) in enumerate(zip(paths, keys, strict=True)):
-        image = None
-        with broken.caught(path):
-            image = read_image(path, image_size=image_size, channels=channels)
-        if image is not None:
-            images[len(kept)] = augment(image, np.random.default_rng(key)) if augment else image
-            kept.append(place)
+    with read_ahead(paths, at_once) as reads:
+        for place, (path, key, read) in enumerate(zip(paths, keys, reads, strict=True)):
+            image = None
+            with broken.caught(path):
+                image = decode_image(read(), path, image_size=image_size, **how)
+            if image is not None:
+                images[len(kept)] = augment(image, np.random.default_rng(key)) if augment else image
+                kept.append(place)
     return images[: len(kept)], kept, dict(broken)
 
 
@@ -222,16 +223,19 @@ def make_epoch(files, batch_size, seed, shuffle, read, processes, skipped, numbe
 
 def keras_sequence(
     files, *, image_size=(224, 224), batch_size=32, shuffle=True, seed=0, channels=3,
-    workers=2, use_multiprocessing=False, max_queue_size=10, augment=None, on_error="raise",
+    workers=2, use_multiprocessing=False, max_queue_size=10, augment=None, in_flight=None,
+    on_error="raise",
 ):  # fmt: skip
     """Return batches (uint8 images, int64 labels) by number, read ahead by threads or processes.
 
-    `augment(image, rng)` returns an image of the same shape; processes need one from a module. A
+    `augment(image, rng)` returns an image of the same shape; processes need one from a module.
+    `in_flight` files are read at once, for slow storage: images/s times seconds of latency. A
     broken image raises a ValueError that names it, a dead process raises BrokenProcessPool. With
     `on_error="skip"` a broken image's batch is smaller, and `.skipped` names it.
     """
     workers, skipped = max(workers, 1), BrokenFiles(on_error)
-    settings = {"image_size": image_size, "channels": channels}
+    at_once = -(-(in_flight or 1) // workers)
+    settings = {"image_size": image_size, "channels": channels, "at_once": at_once}
     read = partial(read_batch, augment=augment, on_error=on_error, **settings)
     processes = workers if use_multiprocessing else 0
     epochs = partial(make_epoch, files, batch_size, seed, shuffle, read, processes, skipped)

@@ -5,13 +5,16 @@
 # %% auto #0
 __all__ = [
     "decode",
+    "fetch",
     "is_plain",
     "name_broken",
+    "read_bytes",
     "read_checked",
     "read_or_skip",
     "read_pixels",
     "resized",
     "tf_data",
+    "value",
     "without_autotuning",
     "without_skipped",
 ]
@@ -23,7 +26,7 @@ from functools import partial
 
 import tensorflow as tf
 
-from helpers.images import BrokenFiles, read_image
+from helpers.images import BrokenFiles, decode_image, read_file
 
 
 # %% ../../notebooks/in_depth/05_tf_data.ipynb #export-decode
@@ -60,29 +63,51 @@ def is_plain(data):
     return tf.logical_or(is_jpeg, tf.logical_and(start == b"\x89P", png_end == b"IEND"))
 
 
+def value(one):
+    return one if isinstance(one, bytes) else one.item()  # an array outside of graphs
+
+
+def read_bytes(path):
+    """Return a file's bytes; Python reads what has an address, such as s3://bucket/1.jpg."""
+
+    def by_python():
+        return tf.numpy_function(read, [path], tf.string, stateful=False)
+
+    def read(path):
+        return read_file(os.fsdecode(value(path)))
+
+    is_address = tf.strings.regex_full_match(path, "[^/]+://.*")
+    data = tf.cond(is_address, by_python, lambda: tf.io.read_file(path))
+    return tf.ensure_shape(data, ())
+
+
 # %% ../../notebooks/in_depth/05_tf_data.ipynb #export-checked
-def read_pixels(path, channels):
-    """Return a file's image, (height, width, channels), uint8; OpenCV's errors name the file."""
-    data = tf.io.read_file(path)
+def read_pixels(path, channels, data=None):
+    """Return a file's image, (height, width, channels), uint8; OpenCV's errors name the file.
+
+    `data` are its bytes where they were read before. If that failed they are empty: then the file
+    is read again, which tells why.
+    """
+    data = read_bytes(path) if data is None else data
 
     def by_tensorflow():
         return tf.io.decode_image(data, channels=channels, expand_animations=False)
 
     def by_opencv():
-        return tf.numpy_function(read, [path], tf.uint8, stateful=False)
+        return tf.numpy_function(read, [path, data], tf.uint8, stateful=False)
 
-    def read(path):
-        name = os.fsdecode(path if isinstance(path, bytes) else path.item())  # outside of graphs
-        return read_image(name, channels=channels)
+    def read(path, data):
+        name = os.fsdecode(value(path))
+        return decode_image(value(data) or read_file(name), name, channels=channels)
 
     image = tf.cond(is_plain(data), by_tensorflow, by_opencv)
     return tf.ensure_shape(image, (None, None, channels))
 
 
 # %% ../../notebooks/in_depth/05_tf_data.ipynb #export-read
-def read_checked(path, label, image_size, channels):
+def read_checked(path, label, data=None, *, image_size, channels):
     """Return pixels and label of one file."""
-    return resized(read_pixels(path, channels), image_size), label
+    return resized(read_pixels(path, channels, data), image_size), label
 
 
 # %% ../../notebooks/in_depth/05_tf_data.ipynb #export-skip
@@ -99,10 +124,10 @@ def name_broken(path, read, broken):
     return False
 
 
-def read_or_skip(path, label, read, shape, broken):
+def read_or_skip(path, label, *data, read, shape, broken):
     """Return pixels, label and True; in place of a broken file zeros, -1 and False."""
     note = partial(name_broken, read=read, broken=broken)
-    tried = tf.data.Dataset.from_tensors((path, label)).map(read).ignore_errors()
+    tried = tf.data.Dataset.from_tensors((path, label, *data)).map(read).ignore_errors()
     stand_in = (tf.zeros(shape, tf.uint8), tf.constant(-1, tf.int64))
     tried = tried.concatenate(tf.data.Dataset.from_tensors(stand_in)).take(1)
     image, label = tried.get_single_element()
@@ -115,17 +140,27 @@ def without_skipped(images, labels, is_whole):
     return tf.boolean_mask(images, is_whole), tf.boolean_mask(labels, is_whole)
 
 
+# %% ../../notebooks/in_depth/05_tf_data.ipynb #export-fetch
+def fetch(path, label, skips):
+    """Return path, label and the bytes of one file; with `skips`, no bytes if it cannot be read."""
+    if not skips:
+        return path, label, read_bytes(path)
+    tried = tf.data.Dataset.from_tensors(path).map(read_bytes).ignore_errors()
+    tried = tried.concatenate(tf.data.Dataset.from_tensors(b"")).take(1)
+    return path, label, tried.get_single_element()
+
+
 # %% ../../notebooks/in_depth/05_tf_data.ipynb #export-function
 def tf_data(
     files, *, image_size=(224, 224), batch_size=32, shuffle=True, seed=0, channels=3,
-    on_error="raise",
+    in_flight=None, on_error="raise",
 ):  # fmt: skip
     """Return a tf.data.Dataset of batches (uint8 images, int64 labels), decoded by TensorFlow.
 
     A new order each epoch; they follow from `seed` (and `tf.random.set_seed`, if that is used). An
     empty or cut off file raises an InvalidArgumentError, a missing one a NotFoundError, that names
-    it; the decoder's own errors have no name. With `on_error="skip"` the batch of a broken file is
-    smaller, and `.skipped` names it.
+    it; the decoder's own errors have no name. `in_flight` files are read at once, for slow storage:
+    images/s times seconds of latency. With `on_error="skip"` `.skipped` names what is left out.
     """
     broken = BrokenFiles(on_error)
     paths = [os.fsencode(path) for path in files.paths]
@@ -135,9 +170,13 @@ def tf_data(
     read = partial(read_checked, image_size=image_size, channels=channels)
     if broken.skips:
         read = partial(read_or_skip, read=read, shape=(*image_size, channels), broken=broken)
+    options = without_autotuning()
+    if in_flight:
+        dataset = dataset.map(partial(fetch, skips=broken.skips), num_parallel_calls=in_flight)
+        options.threading.private_threadpool_size = in_flight + usable_cores()
     dataset = dataset.map(read, num_parallel_calls=usable_cores() + 2).batch(batch_size)
     if broken.skips:
         dataset = dataset.map(without_skipped).filter(lambda images, labels: tf.size(labels) > 0)
-    dataset = dataset.prefetch(2).with_options(without_autotuning())
+    dataset = dataset.prefetch(2).with_options(options)
     dataset.skipped = broken
     return dataset

@@ -3,7 +3,6 @@
 caller (your kernel)  ->  supervisor (watches memory and time)  ->  worker (runs the function)
 """
 
-from helpers.sandbox.caller import ChildError, ChildResult, report, run
-from helpers.sandbox.outcome import Outcome
+from helpers.sandbox.caller import ChildError, ChildResult, Outcome, report, run
 
 __all__ = ["ChildError", "ChildResult", "Outcome", "report", "run"]

@@ -26,9 +26,8 @@ import cloudpickle
 import psutil
 
 from helpers.sandbox import memory
-from helpers.sandbox.outcome import Outcome
 from helpers.sandbox.supervisor import start_python
-from helpers.sandbox.worker import report
+from helpers.sandbox.worker import Outcome, report
 
 __all__ = ["ChildError", "ChildResult", "report", "run"]
 
@@ -71,8 +70,6 @@ class ChildResult:
         Of the worker process; negative for a signal.
     timeline : list of (float, float, float)
         Seconds since the process started, memory held in MiB, pages of mapped files in MiB.
-    processes : int
-        Largest number of processes seen at once.
     method : str
         How memory was read; see `memory.TreeMemory`.
     """
@@ -91,7 +88,6 @@ class ChildResult:
     timeline: list[tuple[float, float, float]] = field(repr=False)
     peak_rss_mib: float
     peak_file_mib: float
-    processes: int
     method: str
 
     def unwrap(self) -> Any:

@@ -25,7 +25,7 @@ import psutil
 
 from helpers.quiet import without_start_up_notes
 from helpers.sandbox import memory
-from helpers.sandbox.outcome import Outcome
+from helpers.sandbox.worker import Outcome
 
 _PR_SET_CHILD_SUBREAPER = 36
 _SLOWEST_S, _FASTEST_S = 0.04, 0.001  # between two looks at the memory
@@ -240,14 +240,12 @@ class _Samples:
     def __init__(self):
         self.timeline: list[tuple[float, float, float]] = []
         self.peak_mib = self.peak_rss_mib = self.peak_file_mib = 0.0
-        self.processes = 0
         self.method = "rss-parts"
         self.only = memory.TreeMemory(0, 0, 0, 1, "rss-parts", highest_rss_mib=0.0)  # the last reading of one process
 
     def add(self, seconds: float, bound: memory.TreeMemory, held: memory.TreeMemory | None, certain_mib: float) -> None:
         self.peak_mib = max(self.peak_mib, certain_mib)
         self.peak_rss_mib = max(self.peak_rss_mib, bound.rss_mib)
-        self.processes = max(self.processes, bound.processes)
         if held is None or not held.processes:
             return
         self.peak_file_mib = max(self.peak_file_mib, held.file_mib)

@@ -18,13 +18,13 @@ import sys
 import threading
 import time
 import traceback
+from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO
 
 import cloudpickle
 
 from helpers.sandbox import memory
-from helpers.sandbox.outcome import Outcome
 
 _PR_SET_PDEATHSIG = 1
 _DATA_LIMIT_SLACK_MIB = 4096  # stacks and libraries of a framework: address space that is never touched
@@ -40,6 +40,18 @@ _PHRASES = {  # by the package of the exception's class
 _send_lock = threading.Lock()
 _channel: BinaryIO | None = None
 _owner: int | None = None
+
+
+class Outcome(StrEnum):
+    """How a function ended in its child process. The members print and compare like plain strings."""
+
+    FINISHED = "finished"
+    OUT_OF_MEMORY = "out of memory"  # an allocation was refused, or the budget was passed and the tree killed
+    KILLED = "killed"  # it died of a signal, or left by itself
+    HUNG = "hung"  # no end within the timeout
+    RAISED = "raised"
+
+    __repr__ = str.__repr__
 
 
 def main(supervisor_pid: int, budget_mib: float) -> None:

@@ -8,7 +8,8 @@
 The settings are for a CPU and some minutes. On a GPU, with COCO's photographs:
 
     python -m helpers.style train styles/strokes.yaml --images train2014 --to RUN \\
-        --set image_size=256 --set style_size=256 --set width=32 --set steps=41391
+        --set image_size=256 --set style_size=256 --set width=32 --set steps=41391 \\
+        --set features=imagenet
 
 A training that was stopped or killed goes on when the same command is given again.
 `tensorboard --logdir RUN/logs` shows its losses and pictures.

@@ -20,7 +20,7 @@ __all__ = ["StyleSettings", "load_settings", "save_settings", "shortened"]
 
 MAX_BYTES = 2**16  # of a file of settings
 
-Pixels = Annotated[int, Meta(ge=16, le=4096)]
+Pixels = Annotated[int, Meta(ge=40, le=4096)]  # the features look at an eighth of a side, 5 pixels at a time
 Weight = Annotated[float, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=1, le=10**9)]
 
@@ -29,16 +29,15 @@ class StyleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a training depends on."""
 
     style_image: Annotated[str, Meta(min_length=1)]  # the picture whose style is learned; in a file, relative to it
-    style_size: Pixels = 96  # its shorter side as the losses see it; results get strokes as large as they are then
+    style_size: Pixels = 160  # its shorter side as the losses see it; results get strokes as large as they are then
     image_size: Pixels = 64  # sides of the training images
     width: Annotated[int, Meta(ge=1, le=512)] = 16  # filters of the network's first convolution
-    features: Literal["auto", "imagenet", "random"] = "auto"  # VGG16's weights; auto: imagenet if Keras has the file
-    content_weight: Weight = 1.0  # what each loss counts in the total
-    style_weight: Weight = 2.0
-    variation_weight: Weight = 0.1
+    features: Literal["imagenet", "random"] = "random"  # VGG16 with the weights that Keras downloads, or filters
+    content_weight: Weight = 2.0  # what each loss counts in the total
+    style_weight: Weight = 1.0
     learning_rate: Annotated[float, Meta(ge=1e-9, le=1)] = 0.001  # Adam's
     batch_size: Annotated[int, Meta(ge=1, le=1024)] = 4
-    steps: Count = 500
+    steps: Count = 300
     save_every: Count = 100  # steps from one checkpoint to the next
     seed: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0  # for the network's first weights and the images' order
 

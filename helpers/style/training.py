@@ -2,7 +2,7 @@
 
 Called by `command`, `trained` and lesson 10, whose network, losses and feeding these are. A run is a folder:
 
-    settings.yaml   what it was started with, its features resolved      style.png   the style picture, copied
+    settings.yaml   what it was started with                            style.png   the style picture, copied
     images.sha256   of the list of images                               logs/       for TensorBoard
     checkpoints/    the last two                                        losses.csv  a line for each step
     network.keras   once it is trained
@@ -28,30 +28,20 @@ import tensorflow as tf
 
 from helpers.files import locked, printable, write_whole
 from helpers.folders import ImageFiles
-from helpers.style.feeds import style_tf_data
-from helpers.style.network import PerceptualLoss, style_features, style_network, training_step
+from helpers.style.features import random_features, vgg16_features
+from helpers.style.feeds import batches_after
+from helpers.style.network import PerceptualLoss, style_network, training_step
 from helpers.style.pictures import save_picture, target_picture
 from helpers.style.settings import StyleSettings, load_settings, save_settings
 
-__all__ = ["build_step", "epoch_order", "read_losses", "train"]
+__all__ = ["build_step", "read_losses", "train"]
 
-LOSSES = ("total", "content", "style", "variation")
+LOSSES = ("total", "content", "style")
 _COLUMNS = ("step", *LOSSES)
-_VGG_FILE = "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
-_VGG_MD5 = "6d6bbae143d832006294945121d1f1fc"  # as in keras.applications.vgg16
 # What may differ between two calls of `train` for one folder; the picture itself is compared.
 _MAY_CHANGE = ("steps", "save_every", "style_image")
 _PROGRESS_S = 5.0
 _PICTURES_LOGGED = 3
-
-
-def resolved_features(features: str) -> str:
-    """Return which weights to take: ``auto`` means imagenet where Keras has the whole file already, else random."""
-    if features != "auto":
-        return features
-    cached = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models" / _VGG_FILE
-    is_whole = cached.is_file() and hashlib.md5(cached.read_bytes(), usedforsecurity=False).hexdigest() == _VGG_MD5
-    return "imagenet" if is_whole else "random"
 
 
 def build_step(settings: StyleSettings, style: np.ndarray) -> tuple[keras.Model, keras.Optimizer, Callable]:
@@ -63,7 +53,8 @@ def build_step(settings: StyleSettings, style: np.ndarray) -> tuple[keras.Model,
     network = style_network(settings.width)
     optimizer = keras.optimizers.Adam(settings.learning_rate)
     optimizer.build(network.trainable_variables)
-    loss = PerceptualLoss(style_features(resolved_features(settings.features)), style)
+    features = vgg16_features() if settings.features == "imagenet" else random_features()
+    loss = PerceptualLoss(features, style)
     weights = {name: getattr(settings, f"{name}_weight") for name in LOSSES[1:]}
     return network, optimizer, training_step(network, loss, optimizer, weights)
 
@@ -131,24 +122,14 @@ def train(
 
 
 def _batches(settings: StyleSettings, files: ImageFiles, done: int) -> Iterator[tf.Tensor]:
-    """Yield the batches after the first `done` steps, epoch after epoch; a last partial batch is left out."""
-    size, count = settings.batch_size, len(files)
-    epoch, skipped = divmod(done, count // size)
-    while True:
-        rest = files.select(epoch_order(count, size, settings.seed, epoch)[skipped * size :])
-        try:
-            for images, _names in style_tf_data(rest, image_size=(settings.image_size,) * 2, batch_size=size):
-                yield images
-        except tf.errors.OpError as error:
-            named = re.search("ValueError: (.*)", error.message)  # by `read_image`, with much of TensorFlow's around it
-            hint = "data_scripts/check_images.py finds all that are broken"
-            raise ValueError(f"an image cannot be read: {named[1] if named else error.message}; {hint}") from error
-        epoch, skipped = epoch + 1, 0
-
-
-def epoch_order(count: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
-    """Return the numbers of the images of one epoch, in its order, as many as fill whole batches; int64."""
-    return np.random.default_rng((seed, epoch)).permutation(count)[: count // batch_size * batch_size]
+    """Yield the batches after the first `done` steps; a ValueError names a broken image."""
+    shape = {"image_size": (settings.image_size,) * 2, "batch_size": settings.batch_size}
+    try:
+        yield from batches_after(done, files, seed=settings.seed, **shape)
+    except tf.errors.OpError as error:
+        named = re.search("ValueError: (.*)", error.message)  # by `read_image`, with much of TensorFlow's around it
+        hint = "data_scripts/check_images.py finds all that are broken"
+        raise ValueError(f"an image cannot be read: {named[1] if named else error.message}; {hint}") from error
 
 
 def _log(summaries, number: int, losses: dict[str, float], network: keras.Model, images: tf.Tensor) -> None:
@@ -183,8 +164,7 @@ def _started(
     noted, picture, images = folder / "settings.yaml", folder / "style.png", folder / "images.sha256"
     style = target_picture(settings)
     before = load_settings(noted) if noted.exists() else None
-    features = before.features if before and settings.features == "auto" else resolved_features(settings.features)
-    settings = msgspec.structs.replace(settings, style_image=picture.name, features=features)
+    settings = msgspec.structs.replace(settings, style_image=picture.name)
     if before is None:
         foreign = [path.name for path in folder.iterdir() if path.name[0] != "." and path not in (picture, images)]
         if foreign:
@@ -246,7 +226,7 @@ def _keep_losses(path: Path, last_step: int) -> None:
 
 
 def read_losses(path: str | os.PathLike) -> list[dict[str, float]]:
-    """Return the steps of a run's ``losses.csv``: step, total, content, style, variation; a torn line is left out."""
+    """Return the steps of a run's ``losses.csv``: step, total, content and style; a torn line is left out."""
     with open(path, newline="", encoding="utf-8") as file:
         whole = [row for row in csv.DictReader(file) if all(row.get(name) for name in _COLUMNS)]
     return [{"step": int(row["step"]), **{name: float(row[name]) for name in LOSSES}} for row in whole]

@@ -60,10 +60,20 @@ class Callback:
 
 
 def mib_per_reading(held_mib: Sequence[float]) -> float:
-    """Return how memory grows from one reading to the next, in MiB, once what is read ahead has filled up."""
-    from helpers.measurement import mib_per_epoch
+    """Return how memory grows from one reading to the next, in MiB; 0 unless four of five parts in turn show it.
 
-    return mib_per_epoch(held_mib) if len(held_mib) >= 3 else 0.0
+    In the first fifth fills up what is read ahead. After it, an allocator takes memory in a jump; a leak goes on.
+    """
+    part = len(held_mib) // 5
+    ends = [len(held_mib) - part * left for left in (3, 2, 1, 0)]
+    lowest = [min(held_mib[end - part : end], default=0.0) for end in ends]
+    return steady_growth(lowest) / max(part, 1)
+
+
+def steady_growth(lowest_mib: Sequence[float]) -> float:
+    """Return the mean rise from one value to the next, in MiB; 0 unless all rise, none by a quarter of another only."""
+    rises = [after - before for before, after in itertools.pairwise(lowest_mib)]
+    return statistics.fmean(rises) if len(rises) > 1 and min(rises) > max(rises) / 4 else 0.0
 
 
 @dataclass(frozen=True)
@@ -150,9 +160,7 @@ class WatchFit(Callback):
     def growth_mib(self) -> float:
         """How memory grows per epoch: the mean of the last epochs; 0 unless all of them show it."""
         lowest = [one.lowest_mib for one in self.epochs]
-        grown = [after - before for before, after in itertools.pairwise(lowest)]
-        grown = (grown[1:] if len(grown) > 2 else grown)[-5:]  # the first epoch fills buffers
-        return statistics.fmean(grown) if len(grown) > 1 and min(grown) > max(grown) / 4 else 0.0
+        return steady_growth((lowest[1:] if len(lowest) > 3 else lowest)[-6:])  # the first epoch fills buffers
 
     @property
     def free_mib(self) -> float:

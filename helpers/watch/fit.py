@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 
 from helpers.epochs import end_reading_at_exit
+from helpers.files import usable_cores
 from helpers.watch.callback import Callback, mib_per_reading
 from helpers.watch.data import Source, as_before, as_dataset, as_pydataset
 
 __all__ = ["FitReport", "watch_fit"]
 
 _FEWEST_STEPS = 4
-_GROWS_MIB = 16  # in all steps: less than that, buffers and the allocator do too
+_GROWS_MIB, _GROWS_SHARE = 16, 0.5  # in all steps, and of their batches: less, buffers and the allocator do too
+_ALL_BUSY = 0.85  # of the cores' time: more readers would find no core free
 
 
 def watch_fit(
@@ -106,6 +108,7 @@ class FitReport:
     held_batches: int
     held_mib: float
     taken: int | None  # batches that a generator has given in all
+    cores_busy: float  # CPU time of the process tree over wall time, on the data
     gpu_busy_percent: float | None  # NVML; on the data
     gpu_busy_held_percent: float | None  # and on the batches held
     advice: str
@@ -117,7 +120,8 @@ class FitReport:
             took = f"{self.data_step_ms:,.3g} ms a step, {self.spread_ms:,.2g} ms of spread"
             waits = f"waits for data: not measurably ({took})"
         grown = f"memory grew {max(self.grown_mib, 0):,.0f} MiB in {self.steps} steps"
-        lines = [waits, f"  the step itself takes {self.step_ms:,.3g} ms; {grown}"]
+        cores = f"{self.cores_busy:.1f} of {usable_cores()} cores busy"
+        lines = [waits, f"  the step itself takes {self.step_ms:,.3g} ms; {cores}; {grown}"]
         if self.wait_ms and self.is_measurable:
             lines.append("  waited per step, p50 / p95 / max: {:,.0f} / {:,.0f} / {:,.0f} ms".format(*self.wait_ms))
         if self.source_ms:
@@ -168,6 +172,7 @@ class _Run:
     passes: list[list[float]]
     batches: int | None  # of an epoch, where whole epochs were run
     held_mib: list[float]
+    cores_busy: float
     gpu_busy_percent: float | None
     per_execution: int
     ahead: int = 0  # batches that lay ready before the first step
@@ -205,20 +210,24 @@ def _run(
     model: Any, x: Any, inputs: dict, steps: int, batches: int | None, *, whole: bool = False, ahead: int = 0
 ) -> _Run:
     """Train for `steps`: in whole epochs of `batches` after a first one, or in the beginning of one."""
+    import psutil
+
     from helpers.gpu import sampled_gpu
+    from helpers.runs import cpu_seconds
     from helpers.sandbox.memory import TreeReader
 
     limits = {"epochs": max(3, -(-steps // batches) + 1)} if whole else {"steps_per_epoch": steps, "epochs": 1}
-    timer = _Timer(TreeReader(os.getpid()))
+    timer, process = _Timer(TreeReader(os.getpid())), psutil.Process()
     with warnings.catch_warnings(), sampled_gpu() as gpu:
         warnings.filterwarnings("ignore", "Your input ran out of data|`shuffle=True` was passed")
-        timer._last = time.perf_counter()
+        cpu_s = cpu_seconds(process)
+        start_s = timer._last = time.perf_counter()
         model.fit(x, **inputs, **limits, verbose=0, callbacks=[timer])
+        cores_busy = (cpu_seconds(process) - cpu_s) / (time.perf_counter() - start_s)
     passes = [one for one in timer.passes if one]
     per_execution = model.steps_per_execution or 1
-    return _Run(
-        passes, batches if whole and len(passes) > 1 else None, timer.held_mib, gpu.get("busy_percent"), per_execution
-    )
+    of_epoch, gpu_busy_percent = batches if whole and len(passes) > 1 else None, gpu.get("busy_percent")
+    return _Run(passes, of_epoch, timer.held_mib, cores_busy, gpu_busy_percent, per_execution)
 
 
 def _compare(model: Any, source: Source, held: list[tuple], held_mib: float, steps: int) -> FitReport:
@@ -284,7 +293,9 @@ def _reported(
     start_s = max(0.0, start_s)
     starts_share = start_s / (on_data.batches * lost_s) if on_data.batches and is_measurable else 0.0
     grown_mib = mib_per_reading(on_data.held_mib) * len(on_data.times_s)
-    full = memory.available_mib() * on_data.steps / grown_mib if grown_mib >= _GROWS_MIB else None
+    passed_mib = on_data.steps * held_mib / len(held)
+    grows = grown_mib >= max(_GROWS_MIB, _GROWS_SHARE * passed_mib)
+    full = memory.available_mib() * on_data.steps / grown_mib if grows else None
     waits_percent = 100 * lost_s / on_data.mean_s if is_measurable else 0.0
     images = len(keras.tree.flatten(held[0])[0])
     took_s = source.took_s[len(held) :]
@@ -308,9 +319,10 @@ def _reported(
         held_batches=len(held),
         held_mib=held_mib,
         taken=len(source.took_s) if source.kind == "generator" else None,
+        cores_busy=on_data.cores_busy,
         gpu_busy_percent=on_data.gpu_busy_percent,
         gpu_busy_held_percent=after.gpu_busy_percent,
-        advice=_advise(source, waits_percent, full, starts_share),
+        advice=_advise(source, waits_percent, full, starts_share, on_data.cores_busy),
     )
 
 
@@ -332,16 +344,23 @@ _WHEN_IT_GROWS = {
 }
 
 
-def _advise(source: Source, waits_percent: float, steps_to_full: float | None, starts_share: float) -> str:
-    """Say what to try next; whether the data are fast enough is decided as in `python -m helpers.benchmark`."""
-    from helpers.decision import ENOUGH
+def _advise(
+    source: Source, waits_percent: float, steps_to_full: float | None, starts_share: float, cores_busy: float
+) -> str:
+    """Say what to try next; whether the data are fast enough is decided as in `python -m helpers.benchmark`.
+
+    Which pipeline is the fastest is not: that takes a measured row for each, and here one was seen.
+    """
+    from helpers.decision import keeps_busy
 
     said = []
     if steps_to_full is not None:
         what = _WHEN_IT_GROWS[source.kind]
         said.append(f"the memory will be full in about {steps_to_full:,.0f} steps; look for {what}")
-    if waits_percent > 100 * (1 - ENOUGH):
+    if not keeps_busy(100 - waits_percent, 100):
         what = _WHEN_IT_WAITS[source.kind]
+        if cores_busy > _ALL_BUSY * usable_cores():
+            what = "the cores are busy, and more readers find none free: decode less (lesson 06), or once (lesson 07)"
         if starts_share > 0.5:
             what = f"most of it is lost at the beginning of each epoch: make epochs longer by repeat(); else {what}"
         said.append(what)

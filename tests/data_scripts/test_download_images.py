@@ -30,8 +30,8 @@ import download
 import pytest
 import requests
 from download import ArchiveError, DownloadError, fetch, unpack
-from filelock import FileLock
 
+from helpers.files import locked
 from helpers.folders import find_images, find_unlabelled_images
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -899,7 +899,7 @@ def test_a_whole_disk_is_no_target(flowers, capsys):
 
 def test_two_runs_at_once(flowers, server, tmp_path, capsys):
     (tmp_path / ".flowers.download").mkdir()
-    with FileLock(tmp_path / ".flowers.download" / ".lock"):
+    with locked(tmp_path / ".flowers.download" / ".lock", ""):
         assert main("flowers", "--to", tmp_path / "flowers") == 2
     assert "another run" in capsys.readouterr().err and not server.requests
     assert main("flowers", "--to", tmp_path / "flowers") == 0

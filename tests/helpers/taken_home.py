@@ -25,7 +25,7 @@ NAMES = (
     "tf_data_fast",
     "tf_data_packed",
 )
-BLOCKED = ("helpers", "filelock", "psutil", "cloudpickle", "nbformat", "matplotlib", "torch", "tqdm", "jinja2")
+BLOCKED = ("helpers", "psutil", "cloudpickle", "nbformat", "matplotlib", "torch", "tqdm", "jinja2")
 VARIANTS = {
     "keras_sequence": [{}, {"workers": 1, "use_multiprocessing": True}],
     "tf_data_packed": [{}, {"augment": True}],

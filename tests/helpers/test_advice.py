@@ -126,3 +126,16 @@ def test_on_a_cpu_model_and_decoding_share_the_cores():
     assert advice.bottleneck == "decoding"
     assert "on the same cores" in advice.sentences[1]
     assert not any("such cores are needed" in sentence for sentence in advice.sentences)
+
+
+def test_late_first_bytes_are_named_with_what_to_give():
+    late = Limits(1000, (), {"JPEG": 1000}, (480, 640), 120_000.0, 9000.0, 1200.0, 1400.0, 2, None, 50.0)
+    advice = advised(1000, limits=late)
+    assert advice.pipeline == "tf_data"
+    text = " ".join(advice.sentences)
+    assert "takes 50 ms before its first byte" in text and "in_flight=50 " in text
+    assert advice.in_flight == 50
+    without = dict.fromkeys(("tf_data", "keras_sequence", "tf_data_fast"))
+    assert advised(1000, limits=late, **without).in_flight is None, "no other pipeline takes it"
+    assert advised(1000).in_flight is None
+    assert "first byte" not in " ".join(advised(1000).sentences)

@@ -27,6 +27,7 @@ from helpers.folders import find_any_images
 from helpers.packing import default_folder, pack
 from helpers.pipelines import PIPELINES
 from helpers.sandbox import run
+from helpers.slow_store import slow_store
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a child process need not import pytest
 
@@ -100,6 +101,30 @@ def test_a_flat_folder_with_a_table_of_labels(seen, tmp_path, capsys):
     assert benchmark.main([str(flat), *QUICK, "--accelerator", "emulated:5000"]) == 0
     assert "1 files are in no line" in capsys.readouterr().err
     assert "find_labelled_images" in pages(tmp_path)
+
+
+def test_images_behind_an_address(tmp_path, image_folder, capsys):
+    names = [path.relative_to(image_folder).as_posix() for path in sorted(image_folder.rglob("*.jpg"))]
+    (tmp_path / "served").mkdir()
+    for folder in image_folder.iterdir():
+        (tmp_path / "served" / folder.name).symlink_to(folder)
+    (tmp_path / "served" / "list.txt").write_text("\n".join(names))
+    with slow_store(tmp_path / "served", latency_ms=30) as store:
+        address = store.address("list.txt")
+        arguments = ["--pipelines", "generator,tf_data", *QUICK[2:], "--json", str(tmp_path / "all.json")]
+        assert benchmark.main([address, *arguments]) == 0, capsys.readouterr().err
+        printed = capsys.readouterr().out
+        found = json.loads((tmp_path / "all.json").read_text())
+        assert [one["images_done"] for one in found["measurements"]] == [40, 40]
+        assert found["advice"]["pipeline"] == "tf_data", "beside it, generator reads one by one"
+        in_flight = found["advice"]["in_flight"]
+        assert f"in_flight={in_flight} " in printed
+        (code,) = re.findall("<pre>(.*?)</pre>", pages(tmp_path), re.DOTALL)
+        assert f"find_images({address!r})" in html.unescape(code)
+        exec(html.unescape(code), shown := {})
+        store.set(latency_ms=30)
+        assert sum(len(labels) for _, labels in shown["batches"]) == 40
+        assert store.counts()["most_at_once"] > 4
 
 
 def test_images_of_one_folder_and_a_table_beside_it(tmp_path):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
+import numpy as np
 import pytest
+from conftest import write_images
 from test_advice import RATES, row
 
 from helpers.decision import Choice, Project, choose
@@ -63,9 +67,68 @@ def test_cropping_the_photograph_itself_needs_all_of_its_pixels():
     assert set(choice.left_out) == {"load_everything", "tf_data_fast", "tf_data_packed"}
 
 
+def test_to_go_on_in_the_middle_of_an_epoch_needs_a_pipeline_that_can():
+    choice = chosen(3000.0, resumes=True)
+    assert choice.pipeline == "tf_data" and chosen(3000.0).pipeline == "tf_data_packed"
+    reasons = {name for name, why in choice.left_out.items() if why == "cannot go on in the middle of an epoch"}
+    assert reasons == {"generator", "threaded_generator", "tf_data_fast", "tf_data_packed"}
+    assert "keras_sequence" in choice.hours and chosen(500.0, images=1000, resumes=True).pipeline == "load_everything"
+
+
+def test_which_pipelines_can(tmp_path):
+    import tensorflow as tf
+
+    from helpers.folders import ImageFiles
+    from helpers.pipelines import PIPELINES
+
+    write_images(tmp_path, 12)
+    paths = tuple(map(str, sorted(tmp_path.rglob("*.jpg"))))
+    files = ImageFiles(paths, list(range(12)), tuple(map(str, range(12))))
+
+    def made(name, **more):
+        return PIPELINES[name](files, image_size=(8, 8), batch_size=3, **more)
+
+    def labels(batches):
+        return [np.asarray(some).tolist() for _, some in batches]
+
+    sequence, again = made("keras_sequence"), made("keras_sequence")
+    epochs = [labels(sequence) for _ in range(2)]
+    again.go_to_epoch(1)
+    assert labels(again.epoch[number] for number in range(2, 4)) == epochs[1][2:]
+    loaded, again = made("load_everything"), made("load_everything")
+    epochs = [labels(loaded) for _ in range(2)]
+    for _ in range(2):
+        again.on_epoch_begin()
+    assert labels(again[number] for number in range(2, 4)) == epochs[1][2:]
+    iterator, again = iter(made("tf_data")), iter(made("tf_data"))
+    begun = labels(next(iterator) for _ in range(2))
+    saved = tf.train.Checkpoint(iterator=iterator).save(str(tmp_path / "saved"))
+    tf.train.Checkpoint(iterator=again).restore(saved).expect_partial()
+    rest = labels(again)
+    assert rest == labels(iterator) and sorted(itertools.chain(*begun, *rest)) == list(range(12))
+    for name, more in (
+        ("tf_data", {"on_error": "skip"}),
+        ("tf_data_fast", {}),
+        ("tf_data_packed", {"folder": tmp_path / "packed"}),
+    ):
+        with pytest.raises(tf.errors.FailedPreconditionError, match="stateful"):
+            tf.train.Checkpoint(iterator=iter(made(name, **more))).save(str(tmp_path / name))
+
+
 def test_beside_another_accelerator_a_pipeline_overlaps_as_much_as_it_did():
     half = {"training": {"ceiling_images_per_s": 1000.0, "images_per_s": 300.0}}
     rows = [row("generator", **half)]  # 600 alone, 300 beside this accelerator
     assert chosen(1000.0, rows=rows).images_per_s == pytest.approx(300)
     assert chosen(400.0, rows=rows).images_per_s == pytest.approx(200)
     assert chosen(None, rows=rows).images_per_s == pytest.approx(300)
+
+
+def test_files_that_come_late_ask_for_many_at_once():
+    assert chosen(400.0).in_flight is None
+    choice = chosen(400.0, first_byte_ms=50.0)
+    assert (choice.pipeline, choice.images_per_s, choice.in_flight) == ("tf_data", 400.0, 20)
+    assert choice.hours["generator"] == pytest.approx(100_000 * 30 / 20 / 3600)  # one file after the other
+    assert chosen(3000.0, first_byte_ms=50.0).in_flight == 70  # of 1,390 images/s; packing waits for each file once
+    packed = chosen(3000.0, first_byte_ms=50.0, epochs=300)
+    assert (packed.pipeline, packed.in_flight) == ("tf_data_packed", None)
+    assert packed.hours["tf_data_packed"] == pytest.approx((100_000 * (0.05 + 300 / 3000)) / 3600)

@@ -159,11 +159,6 @@ def test_nothing_is_left_open(tmp_path):
         gc.collect()
 
 
-def test_an_address_is_no_folder():
-    with pytest.raises(ValueError, match="s3://bucket/images: an address, no folder here; copy the images"):
-        find_images("s3://bucket/images")
-
-
 def test_a_folder_is_listed_in_full(tmp_path):
     listing = list_folder(write(tmp_path, "b/2.jpg", "a/1.jpg", "0.jpg", "a/c/3.jpg"))
     assert [Path(path).name for path in listing.all_images()] == ["0.jpg", "1.jpg", "3.jpg", "2.jpg"]

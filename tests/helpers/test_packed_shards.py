@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
+from helpers.files import locked
 from helpers.folders import find_images
 from helpers.packed import Packed
 from helpers.packing import pack
@@ -109,7 +109,7 @@ def test_a_part_that_is_none(files, folder, shard):
 
 def test_joining_waits_for_nobody_who_still_packs(files, folder):
     pack(files, folder, shard=(1, 2), **SETTINGS)
-    with FileLock(folder / ".lock-2-of-2"):
+    with locked(folder / ".lock-2-of-2", ""):
         start = time.monotonic()
         with pytest.raises(BlockingIOError, match=re.escape("2/2")):
             pack(files, folder, **SETTINGS)

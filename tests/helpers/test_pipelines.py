@@ -22,8 +22,14 @@ BROKEN = {"load_everything": (6,)}  # by its nature: lesson 01 is about it
 LONGEST_END_S = 60.0  # it takes one or two; others may run beside the tests
 ROOT = Path(__file__).parents[2]
 VARIANTS = {
-    "keras_sequence": [{"workers": 1}, {"workers": 4}, {"workers": 4, "use_multiprocessing": True}],
-    "tf_data_fast": [{}, {"workers": 4}],
+    "keras_sequence": [
+        {"workers": 1},
+        {"workers": 4},
+        {"workers": 4, "use_multiprocessing": True},
+        {"in_flight": 24},
+    ],
+    "tf_data": [{}, {"in_flight": 24}],
+    "tf_data_fast": [{}, {"workers": 4}, {"in_flight": 24}],
 }
 TOLERANCES = {"tf_data_fast": 28}  # it decodes fewer pixels: lesson 06 shows what that does
 CASES = [(name, settings) for name in PIPELINES for settings in VARIANTS.get(name, [{}])]

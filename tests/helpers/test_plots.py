@@ -125,7 +125,7 @@ def test_many_machines_have_a_dot_each_a_median_and_a_number_for_the_odd_one():
     figure = plots.scoreboard_by_pipeline(machines(1.0, 1.1, 0.9, 0.2), title="all")
     rates, busy, _ = figure.axes
     dots = [line for line in rates.lines if line.get_marker() not in ("None", "", None)]
-    assert len(dots) == 8 and rates.get_xscale() == "log" and busy.get_xlim() == (-5, 105)
+    assert len(dots) == 8 and rates.get_xscale() == "log" and busy.get_xlim() == (-22, 105)
     assert [text.get_text() for text in rates.texts] == ["4", "475"] * 2
     assert [label.get_text() for label in rates.get_yticklabels()] == ["generator", "tf_data"]
     assert figure.get_suptitle() == "all\none dot for each of 4 machines; | their median"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.benchmark.rates import cold_mb_per_s, decode_rate, decode_reduced, find_limits
+from helpers.benchmark.advice import files_in_flight
+from helpers.benchmark.rates import cold_mb_per_s, decode_rate, decode_reduced, find_limits, first_byte_ms
 from helpers.folders import ImageFiles, find_images
 from helpers.images import decode_image
+from helpers.slow_store import slow_store
 
 
 def test_kinds_sizes_and_faults(own_folder):
@@ -62,3 +65,28 @@ def test_the_disk_is_measured_with_files_that_memory_has_forgotten(image_folder,
     assert cold_mb_per_s(paths) > 0
     monkeypatch.delattr(os, "posix_fadvise")
     assert cold_mb_per_s(paths) is None
+
+
+def test_what_the_cores_decode_does_not_depend_on_how_far_the_images_are(image_folder, files):
+    with slow_store(image_folder, latency_ms=250) as store:
+        paths = [store.address(os.path.relpath(path, image_folder)) for path in files.paths]
+        broken = store.address("none.jpg")
+        far = ImageFiles((*paths, broken), [*files.labels, 0], files.class_names)
+        limits = find_limits(far)
+        at_once = store.counts()["most_at_once"]
+    assert limits.images == len(files) and [path for path, _ in limits.broken] == [broken]
+    assert limits.first_byte_ms >= 250
+    assert at_once > 8
+    # A thread for each core that waited for each image would give no more than four a second.
+    assert limits.decode_images_per_s > 10 * 4 * limits.cores
+    in_flight = files_in_flight(limits)
+    assert in_flight == min(math.ceil(limits.reduced_images_per_s * limits.first_byte_ms / 1000), 256)
+    assert in_flight > 2 * limits.cores
+
+
+def test_the_first_byte_of_an_address_takes_its_latency(image_folder, files):
+    assert 0 < first_byte_ms(files.paths[:5]) < 40
+    with slow_store(image_folder, latency_ms=40) as store:
+        paths = [store.address(os.path.relpath(path, image_folder)) for path in files.paths[:5]]
+        assert first_byte_ms(paths) >= 40
+        assert store.counts()["bytes"] == len(paths), "one byte each"

@@ -387,7 +387,7 @@ def test_budget_holds_for_the_sum_of_grandchildren(mark):
         time.sleep(600)
 
     result = run(four, memory_budget=BUDGET_MIB, timeout=60)
-    assert result.outcome == "out of memory" and result.processes == 5
+    assert result.outcome == "out of memory"
     assert not marked(mark)
 
 
@@ -445,7 +445,7 @@ def test_budget_holds_where_the_kernel_tells_less(has_parts, method, tmp_path, m
         return len(kept)
 
     fits = run(hold, 20, memory_budget=400, timeout=60)
-    assert (fits.outcome, fits.method, fits.processes) == ("finished", method, 2), fits.error
+    assert (fits.outcome, fits.method) == ("finished", method), fits.error
     assert fits.baseline_mib > 10
     assert run(hold, 400, memory_budget=400, timeout=60).outcome == "out of memory"
     assert not marked(mark)

@@ -8,20 +8,24 @@ import multiprocessing
 import os
 from pathlib import Path
 
+import cv2
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from msgspec.structs import replace
 
 from helpers import scoreboard
 from helpers.files import locked, printable
 from helpers.measurement import Alone, Context, Dataset, Machine, Measurement, MemoryUse, Training, machine
 from helpers.pipelines import PIPELINES
+from helpers.plots import scoreboard_by_pipeline
 from helpers.sandbox import Outcome
 
 PARTS = {
     "alone": Alone(images_per_s=512.25, first_batch_s=0.06, first_epoch_images_per_s=500.5, cores_busy=1.0),
     "memory": MemoryUse(
-        peak_mib=90.5, baseline_mib=40.0, peak_file_mib=60.0, method="rss-parts", budget_mib=400.0,
-        timeline=((0.1, 40.0), (0.2, 90.5)),
+        peak_mib=90.5, baseline_mib=40.0, peak_file_mib=60.0, method="rss-parts", budget_mib=400.0
     ),
     "training": Training(),
     "context": Context(machine=machine(), date="2026-11-21"),
@@ -98,9 +102,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
 
 def record_many(path: Path, writer: int) -> None:
     for number in range(25):
-        scoreboard.record(
-            measurement(f"{writer}-{number}", memory={"timeline": tuple((i, 1.0) for i in range(200))}), path
-        )
+        scoreboard.record(measurement(f"{writer}-{number}", training={"wait_ms": tuple(map(float, range(200)))}), path)
 
 
 def test_several_kernels_may_write_at_once(tmp_path):
@@ -148,7 +150,6 @@ def test_an_empty_scoreboard_says_how_to_fill_it(monkeypatch, tmp_path):
 
 
 def test_each_pipeline_has_the_lesson_that_records_it():
-    assert list(scoreboard.LESSONS) == list(PIPELINES)
     notebooks = Path(__file__).resolve().parents[2] / "notebooks"
     for name, lesson in scoreboard.LESSONS.items():
         cells = json.loads((notebooks / f"{lesson}.ipynb").read_text())["cells"]
@@ -400,3 +401,49 @@ def test_ways_of_reading_memory_that_differ_are_named(tmp_path, capsys):
     write(tmp_path / "b.jsonl", measurement(memory={"method": "uss"}))
     _, out, _ = merged_by_command(capsys, tmp_path, "--to", tmp_path / "a.png")
     assert "peak memory is not quite comparable: read by rss-parts, uss" in out
+
+
+@pytest.fixture
+def thirty(tmp_path):
+    """The files of a class: the reference machine's rows at thirty paces; the twelfth laptop is ten times as slow."""
+    chance = np.random.default_rng(0)
+    reference = next(iter(scoreboard.load_reference().values()))
+    for number in range(1, 31):
+        pace, cores = float(chance.lognormal(0.4, 0.5)), int(chance.choice([2, 4, 8, 16]))
+        laptop = replace(reference[0].context.machine, cores=cores, memory_mib=int(chance.choice([8, 16])) * 1024)
+        for one in reference:
+            times = (0.1 if number == 12 else pace) * float(chance.lognormal(0, 0.1))
+            rate = min(one.training.ceiling_images_per_s, one.training.images_per_s * times)
+            busy = 100 * rate / one.training.ceiling_images_per_s
+            row = replace(
+                one,
+                alone=replace(one.alone, first_epoch_images_per_s=one.alone.first_epoch_images_per_s * times),
+                training=replace(one.training, images_per_s=rate, utilisation_percent=busy),
+                context=replace(one.context, machine=laptop),
+            )
+            if number == 11 and one.name == "load_everything":
+                nothing = replace(one.alone, images_per_s=None, first_epoch_images_per_s=None)
+                row = replace(row, outcome=Outcome.OUT_OF_MEMORY, alone=nothing, training=Training())
+            scoreboard.record(row, tmp_path / f"laptop {number:02d}" / "equal.jsonl")
+    return tmp_path
+
+
+def test_a_class_of_thirty_on_one_picture_that_can_be_read(thirty, capsys):
+    status, out, err = merged_by_command(capsys, thirty, "--to", thirty / "class.png")
+    assert (status, err) == (0, "") and out.startswith("30 machines: 2,000 images")
+    assert "12  laptop 12" in out.replace("│", " ") and "load_everything out of" in out
+    assert cv2.imread(str(thirty / "class.png")).shape[1] == 700
+    merged = scoreboard.merge([thirty])
+    paces = merged.pace()
+    assert min(paces, key=paces.get) == "laptop 12" and len(paces) == 30
+    figure = scoreboard_by_pipeline(merged.machines, title=merged.setting)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    for axes in figure.axes[:2]:
+        labels = [one for one in axes.texts if one.get_text().isdecimal() and one.get_fontsize() == 8]
+        assert sum(one.get_text() == "12" for one in labels) >= (8 if axes is figure.axes[0] else 6)
+        boxes = [one.get_window_extent(canvas.get_renderer()) for one in labels]
+        assert all(axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1 for box in boxes), "a number outside its panel"
+        crossing = sum(a.overlaps(b) for number, a in enumerate(boxes) for b in boxes[:number])
+        assert not crossing, f"{crossing} pairs of {len(boxes)} numbers cover each other"
+    plt.close(figure)

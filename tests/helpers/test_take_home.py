@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import sysconfig
-import threading
 import time
 from pathlib import Path
 
@@ -18,7 +17,6 @@ import taken_home
 from ruff import find_ruff_bin
 from test_pipelines import BROKEN, TOLERANCES
 
-from helpers import plain_lock
 from helpers.contract import check_pipeline
 from helpers.folders import course_images
 from helpers.pipelines import PIPELINES
@@ -127,7 +125,8 @@ def test_it_says_how_it_is_called_and_what_it_needs(name, modules):
     assert cv2.__version__[:4] in described
     assert "SPDX-License-Identifier: Apache-2.0" in text
     imported = {part.partition(".")[0] for node in ast.walk(tree) for part in roots(node)}
-    assert imported - sys.stdlib_module_names <= {"tensorflow", "keras", "cv2", "numpy"}
+    needed = {"tensorflow", "keras", "cv2", "numpy", "fsspec"}  # the last for addresses only
+    assert imported - sys.stdlib_module_names <= needed
 
 
 def roots(node: ast.AST) -> list[str]:
@@ -251,55 +250,3 @@ def test_a_full_disk_is_told():
         done = python_m("tf_data", capture_output=False, stdout=full, stderr=subprocess.PIPE)
     assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
     assert b"No space left" in done.stderr
-
-
-# ---- the lock that stands in -----------------------------------------------------------------------------------------
-
-
-def test_a_lock_keeps_others_out_for_as_long_as_its_block_runs(tmp_path):
-    path = tmp_path / ".lock"
-    with (
-        plain_lock.locked(path, "mine"),
-        pytest.raises(BlockingIOError, match=r"^taken$"),
-        plain_lock.locked(path, "taken"),
-    ):
-        pass
-    with plain_lock.locked(path, "taken"):
-        pass
-
-
-def test_a_lock_is_the_groups(tmp_path):
-    with plain_lock.locked(tmp_path / ".lock", "taken"):
-        assert (tmp_path / ".lock").stat().st_mode & 0o777 == 0o664
-
-
-def test_a_lock_can_be_waited_for(tmp_path):
-    path, order = tmp_path / ".lock", []
-
-    def wait():
-        with plain_lock.locked(path, "taken", wait_s=60):
-            order.append("second")
-
-    with plain_lock.locked(path, "mine"):
-        thread = threading.Thread(target=wait)
-        thread.start()
-        time.sleep(0.3)
-        order.append("first")
-    thread.join(60)
-    assert order == ["first", "second"]
-
-
-def test_a_lock_ends_with_its_process(tmp_path):
-    code = (
-        "import os, sys; from helpers.plain_lock import locked\n"
-        "with locked(sys.argv[1], ''): print('held', flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", code, tmp_path / ".lock"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as process:
-        assert process.stdout.readline() == b"held\n"
-        with pytest.raises(BlockingIOError), plain_lock.locked(tmp_path / ".lock", "taken"):
-            pass
-        process.kill()
-        process.wait(30)
-        with plain_lock.locked(tmp_path / ".lock", "taken", wait_s=30):
-            pass

@@ -149,6 +149,17 @@ BROKEN = {
     "dead picture": (append(3, "\n\n![map](gone.png)"), "cell 3: links to gone.png"),
     "dead reference": (append(3, "\n\nThe [last].\n\n[last]: gone.ipynb"), "cell 3: links to gone.ipynb"),
     "no title": (put(1, source="Text"), "must have one title"),
+    "nine slides": (
+        lambda notebook: [
+            insert(6, new_markdown_cell("Text", metadata={"tags": ["slide"]}))(notebook) for _ in range(9)
+        ],
+        "has 9 slides, more than 8",
+    ),
+    "slide with much code": (put(2, source="x = 1\n" * 13, metadata={"tags": ["slide"]}), "cell 2: is a slide with 13"),
+    "symptom that is a text": (put(3, metadata={"symptom": "`True`"}), "cell 3: has symptom '`True`'; make it a list"),
+    "empty symptom": (put(3, metadata={"symptom": [" "]}), "cell 3: has symptom [' ']; make it a list"),
+    "symptom said nowhere": (put(3, metadata={"symptom": ["It ends: `exit code 137`"]}), "'exit code 137', which this"),
+    "symptom in another order": (put(3, metadata={"symptom": ["`images/s … 412.7`"]}), "'images/s … 412.7', which"),
     "late title": (insert(1, new_markdown_cell("Text")), "must have one title"),
     "two titles": (append(3, "\n\n# Another"), "must have one title"),
 }
@@ -190,6 +201,14 @@ def test_an_exclamation_mark_that_ends_no_sentence_passes(lesson, store, text):
 
 def test_a_verdict_may_follow_later_in_its_section(lesson, store):
     lesson.cells.insert(4, new_markdown_cell("### Reading the figure"))
+    assert checker.check(store(lesson)) == []
+
+
+def test_slides_and_symptoms_that_the_notebook_bears_out_pass(lesson, store):
+    lesson.cells[1].source = "x = 1\n" * 13
+    lesson.cells[1].metadata = {"jupyter": {"source_hidden": True}, "tags": ["slide"]}
+    lesson.cells[3].metadata = IGNORED | {"symptom": ["it is slow", "`412.7 images/s`", "`Measure … is quick`"]}
+    lesson.cells[4].update(source="x = 1\n" * 13, metadata={"tags": ["slide"]})  # it shows a figure
     assert checker.check(store(lesson)) == []
 
 

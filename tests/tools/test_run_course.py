@@ -14,8 +14,9 @@ import nbformat
 import psutil
 import pytest
 import run_course as course
-from filelock import FileLock
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from helpers.files import locked
 
 REPOSITORY = course.ROOT
 
@@ -222,7 +223,7 @@ def test_a_wrong_number_of_images_is_one_line(root, wish, monkeypatch, capsys):
 def test_two_at_once_are_refused(root, capsys):
     store(root, "01_reads", READS)
     course.BUILD.mkdir(parents=True)
-    with FileLock(course.BUILD / ".lock"):
+    with locked(course.BUILD / ".lock", ""):
         assert course.main([]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "already running" in line

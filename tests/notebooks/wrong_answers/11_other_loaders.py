@@ -62,50 +62,56 @@ def largest_batch(room_mib, image_size, **settings):
     return math.ceil(room_mib / held_mib(1, image_size, **settings))
 
 
-# %% choose: what fills the budget exactly does not fit
-def choose(rows, needed, spare_mib):
-    fitting = [row for row in rows if row[2] < spare_mib]
-    if not fitting:
-        return None
-    fastest = max(images_per_s for _, images_per_s, _ in fitting)
-    enough = needed if fastest >= needed else 0.95 * fastest
-    return min((row for row in fitting if row[1] >= enough), key=lambda row: row[2])[0]
+# %% any-batch: the same order in each epoch
+def rows_of_batch(number, count, batch_size, seed):
+    position = number % math.ceil(count / batch_size)
+    order = np.random.default_rng(seed).permutation(count)
+    return order[position * batch_size : (position + 1) * batch_size]
 
 
-# %% choose: exactly enough is not enough
-def choose(rows, needed, spare_mib):
-    fitting = [row for row in rows if row[2] <= spare_mib]
-    if not fitting:
-        return None
-    fastest = max(images_per_s for _, images_per_s, _ in fitting)
-    enough = [row for row in fitting if row[1] > needed]
-    enough = enough or [row for row in fitting if row[1] >= 0.95 * fastest]
-    return min(enough, key=lambda row: row[2])[0]
+# %% any-batch: epoch 1 of seed 0 is epoch 0 of seed 1
+def rows_of_batch(number, count, batch_size, seed):
+    epoch, position = divmod(number, math.ceil(count / batch_size))
+    order = np.random.default_rng(seed + epoch).permutation(count)
+    return order[position * batch_size : (position + 1) * batch_size]
 
 
-# %% choose: exactly 0.95 counts as slower
-def choose(rows, needed, spare_mib):
-    fitting = [row for row in rows if row[2] <= spare_mib]
-    if not fitting:
-        return None
-    fastest = max(images_per_s for _, images_per_s, _ in fitting)
-    enough = [row for row in fitting if row[1] >= needed]
-    enough = enough or [row for row in fitting if row[1] > 0.95 * fastest]
-    return min(enough, key=lambda row: row[2])[0]
+# %% any-batch: batches reach into the next epoch
+def rows_of_batch(number, count, batch_size, seed):
+    rows = range(number * batch_size, (number + 1) * batch_size)
+    orders = {row // count: np.random.default_rng((seed, row // count)).permutation(count) for row in rows}
+    return [orders[row // count][row % count] for row in rows]
 
 
-# %% choose: always the fastest
-def choose(rows, needed, spare_mib):
-    fitting = [row for row in rows if row[2] <= spare_mib]
-    return max(fitting, key=lambda row: row[1])[0] if fitting else None
+# %% any-batch: drops the last batch
+def rows_of_batch(number, count, batch_size, seed):
+    epoch, position = divmod(number, max(1, count // batch_size))
+    order = np.random.default_rng((seed, epoch)).permutation(count)
+    return order[position * batch_size : (position + 1) * batch_size]
 
 
-# %% choose: no noise
-def choose(rows, needed, spare_mib):
-    fitting = [row for row in rows if row[2] <= spare_mib]
-    if not fitting:
-        return None
-    enough = [row for row in fitting if row[1] >= needed]
-    if not enough:
-        return max(fitting, key=lambda row: row[1])[0]
-    return min(enough, key=lambda row: row[2])[0]
+# %% any-batch: from NumPy's global state
+def rows_of_batch(number, count, batch_size, seed):
+    position = number % math.ceil(count / batch_size)
+    if position == 0 or not hasattr(rows_of_batch, "order") or len(rows_of_batch.order) != count:
+        rows_of_batch.order = np.random.permutation(count)
+    return rows_of_batch.order[position * batch_size : (position + 1) * batch_size]
+
+
+# %% any-batch: goes through all epochs before
+def rows_of_batch(number, count, batch_size, seed):
+    rng, start = np.random.default_rng(seed), time.perf_counter()
+    epoch, position = divmod(number, math.ceil(count / batch_size))
+    for _ in range(epoch + 1):
+        order = rng.permutation(count)
+        assert time.perf_counter() - start < 0.5
+    return order[position * batch_size : (position + 1) * batch_size]
+
+
+# %% any-batch: epoch 0 is not shuffled
+def rows_of_batch(number, count, batch_size, seed):
+    epoch, position = divmod(number, math.ceil(count / batch_size))
+    order = np.arange(count) + 0 * seed
+    if epoch:
+        order = np.random.default_rng((seed, epoch)).permutation(count)
+    return order[position * batch_size : (position + 1) * batch_size]
