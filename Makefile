@@ -1,7 +1,8 @@
 # make course      set everything up, make the images, run lessons 00 to 08, print the scoreboard; ALL=1: all lessons
 # make lab         open the lessons in JupyterLab
 # make test        set everything up and test it, the lessons included
-# make test-all    the same with every case of the long tests, which `make test` samples
+# make test-depth  run what `make test` leaves out: the lessons in in_depth/, the exercises, and their wrong answers
+# make test-all    both, with every case of the long tests, which `make test` samples
 # make check       the static part of the tests, in seconds
 # make fuzz        look for bytes, tables and folders that the readers do not survive; 15 minutes
 # make compat      run the lessons with the versions that Colab has, in an environment of its own; PYTHON=python3.13
@@ -27,16 +28,19 @@ SITE := $(VENV)/installed-requirements-site
 # What is installed knows this folder's path; its scripts do, too, so none is called but through `python -m`.
 $(shell for stamp in $(READER) $(MAINTAINER); do \
     [ ! -s $$stamp ] || [ "$$(cat $$stamp)" = "$$(pwd -P)" ] || rm -f $$stamp; done)
-LESSONS := $(sort $(wildcard notebooks/[0-9]*.ipynb notebooks/in_depth/[0-9]*.ipynb))
+LESSONS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
+IN_DEPTH := $(sort $(wildcard notebooks/in_depth/[0-9]*.ipynb))
 SOLUTIONS := $(sort $(wildcard notebooks/solutions/*.ipynb))
 
-PYTEST := $(PY) -m pytest -p no:cacheprovider --durations=10
+PYTEST := $(PY) -m pytest -p no:cacheprovider --durations=10 -n 2
+# A cell has 300 s; what starts and ends its kernel has a limit, too.
+NBVAL := $(PYTEST) --dist loadfile --timeout=420 --nbval --nbval-cell-timeout=300
 export TEST_ALL
 
 # What nbval and the tests see: few images, and no trace in the reader's own results.
 export_test_settings = export COURSE_IMAGES=240 COURSE_RESULTS="$$PWD/build/test-results" COURSE_PACKED="$$PWD/build/test-packed"
 
-.PHONY: course lab test test-all check compat fuzz export guide site slides offline lock bench gpu-bench reference clean same-python
+.PHONY: course lab test test-depth test-all check compat fuzz export guide site slides offline lock bench gpu-bench reference clean same-python
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -48,12 +52,16 @@ lab: $(READER)
 
 test: check
 	rm -rf build/test-results build/test-packed
-	$(export_test_settings) && $(PYTEST) -n 2 --dist worksteal tests
-	$(export_test_settings) && $(PYTEST) -n 2 --dist loadfile --timeout=0 --nbval --nbval-cell-timeout=300 \
-	    $(LESSONS) $(SOLUTIONS)
+	$(export_test_settings) && $(PYTEST) --dist worksteal tests
+	$(export_test_settings) && $(NBVAL) $(LESSONS)
+
+test-depth: $(MAINTAINER)
+	rm -rf build/test-results build/test-packed
+	$(export_test_settings) && $(NBVAL) $(IN_DEPTH) $(SOLUTIONS)
+	$(export_test_settings) && TEST_ALL=1 $(PYTEST) tests/notebooks
 
 test-all:
-	$(MAKE) test TEST_ALL=1
+	$(MAKE) test test-depth TEST_ALL=1
 
 check: $(MAINTAINER)
 	$(PY) -m ruff check -q .
@@ -66,7 +74,7 @@ check: $(MAINTAINER)
 compat:
 	@sh tools/set_up.sh "$(or $(PYTHON),python3.12)" $(COMPAT) requirements-compat.txt
 	rm -rf build/test-results build/test-packed
-	$(export_test_settings) && $(COMPAT)/bin/python -m pytest -p no:cacheprovider --nbval --nbval-cell-timeout=300 $(LESSONS)
+	$(export_test_settings) && $(COMPAT)/bin/python -m pytest -p no:cacheprovider --nbval --nbval-cell-timeout=300 $(LESSONS) $(IN_DEPTH)
 
 fuzz: $(MAINTAINER)
 	FUZZ_EXAMPLES=$(or $(EXAMPLES),10000) $(PY) -m pytest tests/test_fuzz.py -n 2 --timeout=0

@@ -26,6 +26,7 @@ WINDOWS = "needs Windows"
 NOT_RUN = {
     "make course": "what continuous integration runs first",
     "make test": "what continuous integration runs second; this test is a part of it",
+    "make test-depth": "what continuous integration runs last",
     "make test-all": "this test is a part of it",
     "make check": "runs before the tests in `make test`",
     "make lock": "needs the network",

@@ -2,6 +2,8 @@
 
 And each test refuses the wrong answers that come to mind. `wrong_answers/LESSON.py` holds them, each after a line
 `# %% GRADE_ID: what is wrong with it`, where GRADE_ID is the nbgrader id of the cell that the reader fills.
+
+`make test-depth` runs the sheets; `make test` only what is said of them at the end.
 """
 
 import contextlib
@@ -125,22 +127,16 @@ def kill_children(pid):
                 child.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(RUN_TIMEOUT_S)
-@pytest.mark.parametrize(
-    "solution",
-    [pytest.param(path, marks=[] if path.stem[:2] in ("03", "05") else pytest.mark.slow) for path in SOLUTIONS],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.parametrize("solution", SOLUTIONS, ids=lambda path: path.stem)
 def test_an_unfilled_sheet_fails_every_test(solution):
     assert unfilled_faults(solution, SHEETS) == []
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(RUN_TIMEOUT_S)
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(path, marks=[pytest.mark.slow] if path.stem[:2] == "04" else []) for path in WRONG_ANSWERS],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.parametrize("path", WRONG_ANSWERS, ids=lambda path: path.stem)
 def test_wrong_answers_fail(path):
     solution = export.ROOT / export.SOLUTIONS / f"{path.stem}.ipynb"
     assert solution_faults(solution, read_wrong_answers(path), SHEETS) == []
