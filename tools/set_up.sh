@@ -24,7 +24,7 @@ fi
 if [ ! -e "$venv" ]; then
     free_kb=$(df -Pk . | awk 'NR == 2 { print $4 }')
     [ "$free_kb" -ge $((needed_gb * 1000000)) ] ||
-        fail "The disk of $(pwd) has $((free_kb / 1000)) MB free; the set-up and the course need $needed_gb GB."
+        fail "The disk of $(pwd) has $((free_kb / 1000)) MB free; the set-up needs $needed_gb GB."
 fi
 versions="3.11 3.12 3.13" targets=
 if [ "$lock" = requirements.txt ] && [ -f wheels/targets.txt ]; then # lines of a system and a version of Python
