@@ -142,37 +142,47 @@ def memory_throughput_map(
             y, label = 1.3 * lowest, f"{label}: {one.outcome if one.outcome != 'finished' else 'not measured'}"
             axes.plot(x, y, "x", color=colour, markersize=11, markeredgewidth=3, zorder=3)
         labels.append((x, y, label, colour))
-    _label_apart(axes, labels)
+    _label_apart(axes, labels, ceiling_images_per_s)
     if budget_mib:
         where = {"transform": axes.get_xaxis_transform(), "va": "top", "fontsize": 9, "color": _BUDGET_COLOUR}
         axes.axvline(budget_mib, color=_BUDGET_COLOUR, linestyle="--", linewidth=1.2)
         axes.text(budget_mib, 0.98, f" budget {budget_mib:,.0f} MiB", **where)
     if ceiling_images_per_s:
-        where = {"transform": axes.get_yaxis_transform(), "va": "bottom", "fontsize": 9, "color": _CEILING_COLOUR}
+        where = {"transform": axes.get_yaxis_transform(), "va": "bottom", "ha": "right", "fontsize": 9}
         axes.axhline(ceiling_images_per_s, color=_CEILING_COLOUR, linestyle="--", linewidth=1.2)
-        axes.text(0, ceiling_images_per_s, f" accelerator's ceiling {ceiling_images_per_s:,.0f} images/s ", **where)
+        ceiling = f"accelerator's ceiling {ceiling_images_per_s:,.0f} images/s"
+        axes.text(1, 1.02 * ceiling_images_per_s, ceiling, color=_CEILING_COLOUR, **where)
     _plain_numbers(axes.xaxis, axes.yaxis)
     axes.grid(which="major", zorder=0)
     return figure
 
 
-def _label_apart(axes: Axes, labels: list[tuple[float, float, str, str]]) -> None:
-    """Write a label beside each dot: to its left where another dot is on its right, moved up off another label."""
-    taken: list[tuple[float, float]] = []
+def _label_apart(axes: Axes, labels: list[tuple[float, float, str, str]], ceiling: float | None) -> None:
+    """Write a label beside each dot, off other dots, labels and the ceiling; a line leads to one that was moved."""
+    pixels = _DPI / 72  # in a point
     dots = [tuple(axes.transData.transform((x, y))) for x, y, *_ in labels]
+    taken = [(x - 6 * pixels, x + 6 * pixels, y) for x, y in dots]
+    if ceiling:
+        _, at_y = axes.transData.transform((1, ceiling))
+        line, text = (-np.inf, np.inf, at_y), (axes.bbox.x1 - 200 * pixels, np.inf, at_y + 8 * pixels)
+        taken += [line, text]
     for x, y, text, colour in sorted(labels, key=lambda label: label[1]):
         at_x, at_y = axes.transData.transform((x, y))
-        is_right_free = not any(0 < dot_x - at_x < 8 * len(text) and abs(dot_y - at_y) < 12 for dot_x, dot_y in dots)
-        is_left_free = not any(0 < at_x - dot_x < 8 * len(text) and abs(dot_y - at_y) < 12 for dot_x, dot_y in dots)
-        side = 1 if is_right_free or not is_left_free else -1
-        up = 0
-        while any(abs(at_y + up - other_y) < 15 and abs(at_x - other_x) < 150 for other_x, other_y in taken):
-            up += 3
-        taken.append((at_x, at_y + up))
-        where = {"textcoords": "offset points", "va": "center", "color": colour, "fontsize": 9}
-        where["ha"] = "left" if side == 1 else "right"
+        places = []
+        for side in (1, -1):
+            low, high = sorted(at_x + side * pixels * points for points in (9, 9 + 6 * len(text)))
+            near = [other_y for a, b, other_y in taken if low < b and a < high]
+            moves = [move for move in range(-200, 200, 2) if all(abs(at_y + move - one) >= 11 * pixels for one in near)]
+            move = min(moves, key=abs, default=0)
+            places.append((abs(move) + 1000 * (low < axes.bbox.x0 or high > axes.bbox.x1), -side, move, low, high))
+        _, left, move, *width = min(places)
+        taken.append((*width, at_y + move))
+        where = {"textcoords": "offset points", "va": "center", "color": colour, "fontsize": 9, "zorder": 2.5}
+        where["ha"] = "right" if left == 1 else "left"
+        if abs(move) > 8 * pixels:
+            where["arrowprops"] = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 5}
         behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}  # the lines stay out of the text
-        axes.annotate(text, (x, y), (9 * side, up * 72 / _DPI), bbox=behind, **where)
+        axes.annotate(text, (x, y), (-9 * left, move / pixels), bbox=behind, **where)
 
 
 def memory_strip(runs: Mapping[str, ChildResult], *, budget_mib: float | None = None) -> Figure:

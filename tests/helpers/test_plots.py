@@ -70,11 +70,17 @@ def test_the_map_may_be_empty():
 
 
 def test_labels_of_dots_at_one_place_stand_apart():
-    rows = [measurement(name) for name in ("generator", "tf_data", "keras_sequence")]
-    figure = plots.memory_throughput_map(rows)
-    figure.canvas.draw()
-    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
-    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    rows = [measurement(name) for name in PIPELINES]
+    for ceiling in (None, 1.01 * rows[0].alone.first_epoch_images_per_s):
+        figure = plots.memory_throughput_map(rows, ceiling_images_per_s=ceiling)
+        labels = [text for text in figure.axes[0].texts if isinstance(text, plt.Annotation)]
+        for label in labels:
+            label.update_positions(figure._get_renderer())
+        boxes = [plt.Text.get_window_extent(label) for label in labels]  # without the lines, which may cross
+        assert len(boxes) == len(PIPELINES)
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+        at_y = figure.axes[0].transData.transform((1, ceiling))[1] if ceiling else -1
+        assert not any(box.y0 < at_y < box.y1 for box in boxes)
 
 
 def test_every_pipeline_has_a_colour_and_a_marker_of_its_own():
