@@ -331,7 +331,7 @@ def _reported(
 _WHEN_IT_WAITS = {
     "generator": "a generator makes one batch at a time: worker processes (lesson 03) or tf.data (lesson 05)",
     "pydataset": "more workers for the PyDataset (lesson 03), then tf.data (lesson 05)",
-    "dataset": "num_parallel_calls and prefetch (lesson 05); then decode less (lesson 06), or once (lesson 07)",
+    "dataset": "num_parallel_calls and prefetch (lesson 05), if missing; decode less (lesson 06), or once (lesson 07)",
     "dataloader": "more workers for the DataLoader, then decode less (lesson 06) and once (lesson 07)",
     "arrays": "batches from memory should not take long: feed them by tf.data with prefetch (lesson 05)",
 }
@@ -360,7 +360,7 @@ def _advise(
     if not keeps_busy(100 - waits_percent, 100):
         what = _WHEN_IT_WAITS[source.kind]
         if cores_busy > _ALL_BUSY * usable_cores():
-            what = "the cores are busy, and more readers find none free: decode less (lesson 06), or once (lesson 07)"
+            what = "the cores are busy, so more readers would not help: decode less (lesson 06), or once (lesson 07)"
         if starts_share > 0.5:
             what = f"most of it is lost at the beginning of each epoch: make epochs longer by repeat(); else {what}"
         said.append(what)
