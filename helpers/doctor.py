@@ -75,6 +75,8 @@ def _environment():
 def _packages():
     from packaging.requirements import Requirement
 
+    if _environment()[0] != FINE:
+        raise ImportError("the environment comes first")
     lines = (_ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     locked = [Requirement(line) for line in lines if "==" in line and not line.lstrip().startswith("#")]
     wanted = {one.name: str(one.specifier)[2:] for one in locked if not one.marker or one.marker.evaluate()}
@@ -224,7 +226,7 @@ def _memory():
 def _images():
     made = sum(path.stat().st_size > 0 for path in _ROOT.glob("data/generated/*/[0-9]*.jpg"))
     if made < 2000:
-        return FOUND, f"{made:,} of 2,000 made", f"{sys.executable} data_scripts/make_images.py, or lesson 00"
+        return FOUND, f"{made:,} of 2,000 made", f"lesson 00 makes them; or {sys.executable} data_scripts/make_images.py"
     return FINE, f"{made:,} made", ""
 
 

@@ -123,10 +123,13 @@ def test_another_python_than_that_of_the_course(root):
     finds(doctor._environment, FOUND, f"this is {sys.executable}", f"{root}/.venv/bin/python -m helpers.doctor")
 
 
-def test_versions_that_are_not_those_of_the_lock(root):
+def test_versions_that_are_not_those_of_the_lock(root, monkeypatch):
     here = f"numpy=={doctor.metadata.version('numpy')}\n    # via keras==9\n"
     lock = root / "requirements.txt"
     lock.write_text(f"# by make lock\n{here}not-for-here==1 ; sys_platform == 'mars'\n-e .\n")
+    with pytest.raises(ImportError, match="environment comes first"):  # whose packages would it name?
+        doctor._packages()
+    monkeypatch.setattr(doctor, "_environment", lambda: (FINE, "set up", ""))
     finds(doctor._packages, FINE, "1, with")
     lock.write_text(f"{here}psutil==0.1\nnot-there==2.0\n")
     words = f"psutil is {psutil.__version__}, not 0.1, not-there is missing, not 2.0"
