@@ -226,7 +226,7 @@ def _memory():
 def _images():
     made = sum(path.stat().st_size > 0 for path in _ROOT.glob("data/generated/*/[0-9]*.jpg"))
     if made < 2000:
-        return FOUND, f"{made:,} of 2,000 made", f"lesson 00 makes them; or {sys.executable} data_scripts/make_images.py"
+        return FOUND, f"{made:,} of 2,000 made", f"lesson 00, or {sys.executable} data_scripts/make_images.py"
     return FINE, f"{made:,} made", ""
 
 
