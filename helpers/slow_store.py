@@ -52,7 +52,7 @@ class SlowStore:
         return f"{self.url}{_FOLDER}{quote(path)}"
 
     def set(self, **conditions: float) -> None:
-        """Change the conditions, those not given back to their defaults; and count from zero."""
+        """Change the conditions, those not given back to their defaults; counts, and what fails, start again."""
         self._control(json.dumps(asdict(Conditions(**conditions))).encode())
 
     def counts(self) -> dict[str, int]:
@@ -117,6 +117,7 @@ class _Server:
 
     def _count_from_zero(self) -> None:
         self.counts = dict.fromkeys(("requests", "bytes", "refused", "reset", "hung", "most_at_once"), 0)
+        self.chance = random.Random(0)
 
     async def run(self) -> None:
         """Serve until standard input ends."""
@@ -149,7 +150,7 @@ class _Server:
             self.at_once -= 1
 
     def _fate(self) -> str:
-        drawn = random.random()
+        drawn = self.chance.random()
         for name in ("slow", "refused", "reset", "hung"):
             drawn -= getattr(self.conditions, name)
             if drawn < 0:
