@@ -306,7 +306,7 @@ def test_a_kernel_that_tells_less_of_memory(tmp_path, monkeypatch):
 
 @pytest.fixture
 def container(tmp_path, monkeypatch):
-    """A function that puts this process into a container of so many MiB."""
+    """A function that puts this process into a container with that much memory, in MiB."""
     monkeypatch.setattr(files_room, "_CGROUP_MOUNT", tmp_path)
     monkeypatch.setattr(files_room, "_CGROUPS_OF_SELF", tmp_path / "of_self")
     (tmp_path / "of_self").write_text("0::/\n")
