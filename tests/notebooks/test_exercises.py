@@ -57,30 +57,43 @@ def read_wrong_answers(path):
 
 
 def solution_faults(solution, answers, folder, timeout_s=CELL_TIMEOUT_S):
-    """Run a solution in a folder, and before each of its answers the wrong ones, each with the tests that follow.
+    """Run a solution in a folder; after the tests of each of its answers try them on the wrong ones, too.
 
-    Name each cell of the solution that fails, and each wrong answer that its tests accept.
+    Name each cell of the solution that fails, and each wrong answer that its tests accept or cannot try.
     """
     notebook, answers = nbformat.read(solution, as_version=4), dict(answers)
-    right, wrong, cells, tests = list(enumerate(notebook.cells, start=1)), [], [], []
-    for _, cell in reversed(right):
-        cells.insert(0, cell)
-        if is_test(cell):
-            tests.insert(0, cell.source)
+    sections, wrong, cells = [[]], [], []
+    for cell in notebook.cells:
         if is_solution(cell):
-            for what, source in answers.pop(cell.metadata.nbgrader.grade_id, []):
-                tried = [new_code_cell(test) for test in tests]
-                wrong.append((what, tried))
-                cells[:0] = [new_code_cell(source), *tried]
-            tests = []
+            sections.append([])
+        sections[-1].append(cell)
+    for first, *rest in filter(None, sections):
+        cells += [first, *rest]
+        given = answers.pop(first.metadata.nbgrader.grade_id, []) if is_solution(first) else []
+        for what, source in given:
+            tried = [new_code_cell(source), *(new_code_cell(cell.source) for cell in rest if is_test(cell))]
+            wrong.append((what, tried))
+            cells += tried
+        if given:
+            cells.append(new_code_cell(first.source))  # what follows may use it
     stopped = run(new_notebook(cells=cells), folder, timeout_s)
+    right = enumerate(notebook.cells, start=1)
     found = [f"cell {number}: {error.ename}: {error.evalue}" for number, cell in right for error in errors(cell)]
     found += [f"no cell has the grade id {grade_id}" for grade_id in answers]
     if stopped:
         found.insert(0, f"solved, {stopped}")
     else:
-        found += [f"accepts: {what}" for what, tried in wrong if not any(map(errors, tried))]
+        found += [fault for what, tried in wrong for fault in wrong_answer_faults(what, *tried)]
     return [f"{solution.name}: {fault}" for fault in found]
+
+
+def wrong_answer_faults(what, answer, *tests):
+    """Name what keeps a wrong answer that was run, with its tests, from being refused for what it does."""
+    refused = [error for test in tests for error in errors(test)]
+    unknown = [error for error in errors(answer) + refused if error.ename == "NameError"]
+    if errors(answer) or unknown:
+        return [f"not tried: {what}: {error.evalue}" for error in unknown or errors(answer)]
+    return [] if refused else [f"accepts: {what}"]
 
 
 def is_test(cell):
@@ -209,6 +222,15 @@ def test_a_wrong_answer_that_is_accepted_is_reported(store, tmp_path):
     assert solution_faults(solution, answers, tmp_path) == ["01_made_up.ipynb: accepts: squares"]
     assert solution_faults(solution, {"triple": [("x", "pass")]}, tmp_path) == [
         "01_made_up.ipynb: no cell has the grade id triple"
+    ]
+
+
+def test_a_wrong_answer_that_is_not_tried_is_reported(store, tmp_path):
+    first, answer, test = a_solution("return 2 * n", "assert double(two) == 4")
+    solution = store([first, answer, new_code_cell("two = 2"), test])
+    answers = {"double": [("adds", "double = lambda n: n + 1"), ("squares", "double = square")]}
+    assert solution_faults(solution, answers, tmp_path) == [
+        "01_made_up.ipynb: not tried: squares: name 'square' is not defined"
     ]
 
 
