@@ -33,6 +33,7 @@ from helpers.sandbox import memory, report
 __all__ = ["cpu_seconds", "drain", "images_and_labels", "loaded", "renamed", "settled_mib", "several_epochs", "train"]
 
 _MAX_STEPS_KEPT = 200
+_SETTLE_S = 2.0
 
 
 class Came(NamedTuple):
@@ -192,11 +193,30 @@ def several_epochs(pipeline: Callable, files: ImageFiles, settings: dict, epochs
 
 
 def settled_mib() -> float:
-    """Return the memory that this process and its children hold once all that is free is given back, in MiB."""
+    """Return the memory that this process and its children hold once all that is free is given back, in MiB.
+
+    A child that is ending tells of no memory, while the pages that it shared still count as shared: its part of them
+    is missing in the sum. That is over in a moment, so with children the figure is read until it stays the same.
+    """
     gc.collect()
     if sys.platform == "linux" and hasattr(c_library := ctypes.CDLL(None), "malloc_trim"):
         c_library.malloc_trim(0)  # glibc keeps freed memory for later; musl has no such call
-    return memory.current().held_mib
+    children, until = psutil.Process().children, time.monotonic() + _SETTLE_S
+    is_settled = not children()
+    held_mib = memory.current().held_mib
+    while not is_settled and time.monotonic() < until:
+        time.sleep(0.05)
+        are_ending = any(_is_ending(child) for child in children())
+        before_mib, held_mib = held_mib, memory.current().held_mib
+        is_settled = not are_ending and abs(held_mib - before_mib) < 1
+    return held_mib
+
+
+def _is_ending(child: psutil.Process) -> bool:
+    try:
+        return child.status() == psutil.STATUS_ZOMBIE or not child.memory_info().rss
+    except psutil.Error:
+        return True
 
 
 def cpu_seconds(process: psutil.Process) -> float:

@@ -9,8 +9,10 @@ import random
 import re
 import signal
 import string
+import subprocess
 import sys
 import time
+import types
 
 import cloudpickle
 import msgspec
@@ -26,7 +28,7 @@ from helpers.images import read_image
 from helpers.measure import machine, measure, measure_ceiling
 from helpers.measurement import Alone, Gpu, Growth, Measurement, MemoryUse, Training
 from helpers.pipelines import PIPELINES, LazyPipeline
-from helpers.sandbox import Outcome
+from helpers.sandbox import Outcome, run
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a child process need not import pytest
 
@@ -368,6 +370,26 @@ def test_growth_of_a_pipeline_that_leaves_the_rest_out(files):
 def test_growth_from_epoch_to_epoch(files):
     found = measure(KeepingEpochs, files.repeat_to(400), growth=True)
     assert found.growth.mib_per_epoch == pytest.approx(100 * IMAGE_MIB, rel=0.25)
+
+
+def readings_until_settled(with_child):
+    """Return what `settled_mib` makes of readings that rise while children end, and how many it took."""
+    from helpers import runs
+
+    readings = iter((80.0, 150.0, 200.0, 200.5, 300.0))
+    taken = []
+    runs.memory.current = lambda: taken.append(next(readings)) or types.SimpleNamespace(held_mib=taken[-1])
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) if with_child else None
+    try:
+        return runs.settled_mib(), len(taken)
+    finally:
+        if child:
+            child.communicate()
+
+
+def test_what_is_held_is_read_until_children_have_ended():
+    assert run(readings_until_settled, True).unwrap() == (200.5, 4)
+    assert run(readings_until_settled, False).unwrap() == (80.0, 1)
 
 
 def test_a_budget_that_holds(files):
