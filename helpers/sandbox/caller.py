@@ -225,7 +225,8 @@ def _supervised(job: io.BytesIO, **limits: float) -> bytes:
             ending = threading.Thread(target=_let_go, args=(supervisor, mark, answer), daemon=False)
             ending.start()
             ending.join()
-        feeding.join(timeout=5)
+        with contextlib.suppress(RuntimeError):  # an interruption came before it had started
+            feeding.join(timeout=5)
     if supervisor.returncode != 0:
         raise ChildError(
             f"the supervisor of the child process ended (exit code {supervisor.returncode}) before it reported;"

@@ -303,7 +303,7 @@ def test_stopped_in_the_middle(image_folder, tmp_path, number):
         process.send_signal(number)
         time.sleep(0.2)
     output, told = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
+    assert process.returncode == 128 + number, told
     assert "Traceback" not in told
     assert not psutil.wait_procs(at_work, timeout=5)[1]
     assert os.listdir(tmp_path / "data" / "benchmark") == [".lock"]

@@ -1003,6 +1003,23 @@ def test_functions_and_classes_of_notebook_cells(tmp_path):
     nbclient.NotebookClient(notebook, timeout=100, kernel_name="python3").execute(cwd=str(tmp_path))
 
 
+def test_interrupted_before_the_job_is_fed(monkeypatch):
+    """The interruption comes out, and no other error in its place."""
+
+    class Interrupted(threading.Thread):
+        def start(self):
+            if self._target is child._feed:
+                raise KeyboardInterrupt(130)
+            super().start()
+
+    monkeypatch.setattr(child.threading, "Thread", Interrupted)
+    before = set(psutil.Process().children(recursive=True))
+    with pytest.raises(KeyboardInterrupt) as raised:
+        run(time.sleep, 600)
+    assert raised.value.args == (130,)
+    assert wait_until(lambda: set(psutil.Process().children(recursive=True)) <= before)
+
+
 @linux_only
 def test_interrupted_kernel(mark):
     """The stop button of a notebook."""
