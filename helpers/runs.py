@@ -195,8 +195,8 @@ def several_epochs(pipeline: Callable, files: ImageFiles, settings: dict, epochs
 def settled_mib() -> float:
     """Return the memory that this process and its children hold once all that is free is given back, in MiB.
 
-    A child that is ending tells of no memory, while the pages that it shared still count as shared: its part of them
-    is missing in the sum. That is over in a moment, so with children the figure is read until it stays the same.
+    A child that is ending reports no memory, yet the pages it shared still count as shared, so its part of them is
+    missing from the sum. That lasts only a moment: where there are children, read until two readings agree.
     """
     gc.collect()
     if sys.platform == "linux" and hasattr(c_library := ctypes.CDLL(None), "malloc_trim"):

@@ -57,7 +57,7 @@ def read_wrong_answers(path):
 
 
 def solution_faults(solution, answers, folder, timeout_s=CELL_TIMEOUT_S):
-    """Run a solution in a folder; after the tests of each of its answers try them on the wrong ones, too.
+    """Run a solution in a folder, and try the tests of each answer on the wrong answers as well.
 
     Name each cell of the solution that fails, and each wrong answer that its tests accept or cannot try.
     """
@@ -88,7 +88,7 @@ def solution_faults(solution, answers, folder, timeout_s=CELL_TIMEOUT_S):
 
 
 def wrong_answer_faults(what, answer, *tests):
-    """Name what keeps a wrong answer that was run, with its tests, from being refused for what it does."""
+    """Say why the tests of a wrong answer did not refuse it for what it does."""
     refused = [error for test in tests for error in errors(test)]
     unknown = [error for error in errors(answer) + refused if error.ename == "NameError"]
     if errors(answer) or unknown:
